@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -130,9 +131,10 @@ def _random_sibling(path: Path, prefix: str) -> Path:
 
 
 def _siblings(folder: Path, *prefixes: str) -> list[Path]:
-    """Return the paths in `folder` whose names start with one of these prefixes; [] if there is no such folder."""
+    """Return the paths that `_random_sibling` named in `folder`; [] if there is no such folder."""
+    pattern = re.compile(f"({'|'.join(map(re.escape, prefixes))})[0-9a-f]{{8}}")
     try:
-        return [folder / name for name in os.listdir(folder) if name.startswith(prefixes)]
+        return [folder / name for name in os.listdir(folder) if pattern.fullmatch(name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -188,17 +188,19 @@ class Estimator(Parameters):
         """
         try:
             checkpoint = cls._read_checkpoint(path)
-            model = cls(**checkpoint.config["parameters"] | {"device": str(device), "impl": impl})
             try:
+                model = cls(**checkpoint.config["parameters"])
                 model._restore_training_ids(checkpoint)
             except ValueError as error:
                 raise CheckpointError(f"{path} is damaged: {brief(error, 200)}") from error
+            model.set_params(device=str(device), impl=impl)
             for name, size in model._sizes_of_tensors(checkpoint).items():  # before the network allocates memory
                 if getattr(model, name) != size:
                     raise CheckpointError(
                         f"{path} is damaged: its header has {name}={getattr(model, name)}, its tensors {name}={size}"
                     )
-            network = model.network = model._build_network()
+            with torch.random.fork_rng(devices=[]):  # a seed that is drawn here is replaced by the saved one
+                network = model.network = model._build_network()
             load_weights(network, checkpoint)
             model.history = checked_history(checkpoint.progress)
         except (AttributeError, LookupError, TypeError) as error:

@@ -51,7 +51,7 @@ class GraphRecommender(Estimator, GraphParameters):
         super().__post_init__()
         self.graph: InteractionGraph | None = None
         # The final embeddings, and the implementation (`impl`) that computed them.
-        self._cached_embeddings: tuple[str, Tensor] | None = None
+        self._cached_embeddings: tuple[GraphNetwork, str, Tensor] | None = None  # of a network, by `impl`
 
     def build_network(self, graph: InteractionGraph) -> GraphNetwork:
         """Return a network with the hyper-parameters of this model and initial weights."""
@@ -152,15 +152,15 @@ class GraphRecommender(Estimator, GraphParameters):
 
     def _graph_and_embeddings(self, impl: str) -> tuple[InteractionGraph, Tensor]:
         """Return the training graph and the final embeddings [n_nodes, D] of its nodes, users first."""
-        network = self._evaluation_view(impl)
-        assert self.graph is not None
+        network, graph = self._fitted_network(), self.graph
+        assert graph is not None
         cached, changes = self._cached_embeddings, self._is_fitting
-        if cached is None or cached[0] != impl or changes:
+        if cached is None or cached[0] is not network or cached[1] != impl or changes:
             # Within torch.inference_mode too, the cached tensor must be one that autograd accepts later.
             with torch.inference_mode(False), torch.no_grad():
-                cached = impl, network()
+                cached = network, impl, self._evaluation_view(impl)()
             self._cached_embeddings = None if changes else cached
-        return self.graph, cached[1]
+        return graph, cached[2]
 
     def _open(self, data: Any, **columns: str) -> InteractionGraph:
         graph = open_graph(data, self.graph, **columns)

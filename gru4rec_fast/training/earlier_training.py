@@ -77,10 +77,10 @@ def recover_run_folder(path: Path) -> None:
 
     Does nothing while a training is writing to the folder.
     """
-    folder = path.parent if path.name == PREVIOUS else path
-    if any((folder / name).is_dir() for name in (MOVING, MOVED, OUTDATED)):
-        with suppress(OSError), lock_folder(folder):
-            recover(folder)
+    for folder in [path, path.parent] if path.name == PREVIOUS else [path]:
+        if any((folder / name).is_dir() for name in (MOVING, MOVED, OUTDATED)):
+            with suppress(OSError), lock_folder(folder):
+                recover(folder)
 
 
 def prepare_run_folder(folder: Path) -> None:

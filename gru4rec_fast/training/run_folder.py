@@ -86,7 +86,8 @@ class RunFolder:
         """Write last.safetensors, with all that is needed to resume. Raises OSError if the file cannot be written."""
         if self.path is not None:
             self.last_saved = self._save(LAST_FILE, model_tensors(network) | state, progress)
-            recover(self.path)  # finishes the move of earlier files
+            with suppress(OSError):  # the next training in the folder, or a reader, repeats it
+                recover(self.path)  # finishes the move of earlier files
         return self.last_saved if self.path is not None else None
 
     def save_best(self, network: nn.Module, history: Sequence[dict[str, Any]]) -> None:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gru4rec_fast.training.checkpoint import CheckpointError
 
 _RECORD = {"epoch": 1, "loss": 0.0, "seconds": 0.0, "mini_batches": 1, "events": 1, "learning_rate": 0.0}
@@ -17,6 +19,8 @@ def damage_as_checkpoint_error(path: Path | None) -> Iterator[None]:
     """Convert the errors that values of a wrong type or size cause inside the context to a CheckpointError."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path or 'the checkpoint'} is damaged ({reason}); use an earlier checkpoint") from error
@@ -48,9 +52,11 @@ def check_like(saved: Any, example: Any, name: str) -> None:
 def check_like_current(saved: Any, current: Mapping[str, Any], name: str) -> None:
     """Raise TypeError unless saved values have the types of the current values of the same names.
 
-    An integer is an example for every number, because schedules change numbers from integers to floats.
+    An integer is an example for every number, because schedules change numbers from integers to floats. None may be
+    saved where there is a boolean now: torch's optimizers use None for a default.
     """
-    check_like(saved, {key: _as_numbers(value) for key, value in current.items() if key in saved}, name)
+    compared = {key for key in current if key in saved and not (saved[key] is None and type(current[key]) is bool)}
+    check_like(saved, {key: _as_numbers(current[key]) for key in compared}, name)
 
 
 def _as_numbers(value: Any) -> Any:

@@ -122,11 +122,14 @@ def _place(error: BaseException) -> str:
     return f"{type(error).__name__} in {Path(frame.filename).name}: {frame.name}{text}"
 
 
-def run_cases(target: Target, work: Path, seconds: float, first_seed: int, skipped: set[str], known: set[str]) -> None:
+def run_cases(
+    target: Target, work: Path, seconds: float, max_cases: int, first_seed: int, skipped: set[str], known: set[str]
+) -> None:
     """Replay the cases in `work`/replay, then run generated cases; write findings to `work`/found.
 
     Args:
-        seconds: duration of the generated cases.
+        seconds: maximum duration of the generated cases.
+        max_cases: maximum number of generated cases.
         skipped: labels of cases that are not generated.
         known: names of findings that are not reported again.
     """
@@ -144,7 +147,7 @@ def run_cases(target: Target, work: Path, seconds: float, first_seed: int, skipp
             finding.save(work / "found" / path.stem)
         path.unlink()  # so that the next process does not replay it again if this one crashes
     deadline, n_cases = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and n_cases < max_cases:
         smallest: Finding | None = None
 
         @seed(first_seed)
@@ -159,7 +162,7 @@ def run_cases(target: Target, work: Path, seconds: float, first_seed: int, skipp
         @given(target.cases)
         def search(case: Any) -> None:
             nonlocal smallest, n_cases
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or n_cases >= max_cases:
                 raise _TimeIsUp
             if target.label(case) in skipped:
                 return
@@ -172,7 +175,7 @@ def run_cases(target: Target, work: Path, seconds: float, first_seed: int, skipp
         try:
             search()
         except (_TimeIsUp, Exception):  # hypothesis wraps errors that a case raises only sometimes
-            if smallest is None and time.monotonic() < deadline:
+            if smallest is None and time.monotonic() < deadline and n_cases < max_cases:
                 raise
         if smallest is not None:
             known.add(smallest.name)

@@ -126,7 +126,8 @@ def _is_close(native: Tensor, reference: Tensor, oracle: Tensor) -> bool:
     exact = oracle[finite].double()
     error, reference_error = ((result[finite].double() - exact).norm().item() for result in (native, reference))
     eps = 2e-12 if native.dtype == torch.float64 else 16 * torch.finfo(native.dtype).eps
-    return error <= 4 * reference_error + eps * exact.norm().item() + torch.finfo(native.dtype).tiny
+    # Sums of inputs of about 1 may cancel, so the error may exceed eps times the result.
+    return error <= 4 * reference_error + eps * max(exact.norm().item(), exact.numel() ** 0.5)
 
 
 def _make(op: str, seed: int) -> Any:

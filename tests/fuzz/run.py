@@ -36,7 +36,7 @@ TARGETS = (
 )
 
 
-def fuzz(name: str, seconds: float, seed: int, into: Path) -> list[str]:
+def fuzz(name: str, seconds: float, max_cases: int, seed: int, into: Path) -> list[str]:
     """Run the fuzzer of a target. Return one line for each problem, and write new findings to `into`/`name`."""
     from known import KNOWN
 
@@ -55,7 +55,7 @@ def fuzz(name: str, seconds: float, seed: int, into: Path) -> list[str]:
             shutil.copy(CORPUS / name / file, work / "replay" / file)
         deadline = time.monotonic() + seconds
         while not (work / "cases").exists():
-            crash = _run_process(name, work, max(deadline - time.monotonic(), 0.1), seed, skipped, names)
+            crash = _run_process(name, work, max(deadline - time.monotonic(), 0.1), max_cases, seed, skipped, names)
             seed += 1_000
             files = sorted((work / "replay").iterdir())
             if crash and files:  # the case of the first file crashed
@@ -81,12 +81,13 @@ def fuzz(name: str, seconds: float, seed: int, into: Path) -> list[str]:
 
 
 def _run_process(
-    name: str, work: Path, seconds: float, seed: int, skipped: set[str], known: set[str]
+    name: str, work: Path, seconds: float, max_cases: int, seed: int, skipped: set[str], known: set[str]
 ) -> Finding | None:
     """Run `run_cases` in a new process. Return the case that was running if the process crashed or hung."""
     from harness import Finding
 
-    arguments = json.dumps({"seconds": seconds, "first_seed": seed, "skipped": [*skipped], "known": [*known]})
+    limits = {"seconds": seconds, "max_cases": max_cases, "first_seed": seed}
+    arguments = json.dumps({**limits, "skipped": [*skipped], "known": [*known]})
     with open(work / "stderr", "w+") as stderr:
         command = [sys.executable, "-P", __file__, "--process", name, str(work), arguments]
         code = subprocess.run(command, stdout=stderr, stderr=stderr, check=False).returncode
@@ -111,11 +112,12 @@ def main() -> int:
         values = json.loads(arguments)
         skipped, known = set(values["skipped"]), set(values["known"])
         target = importlib.import_module(name).TARGET
-        run_cases(target, Path(work), values["seconds"], values["first_seed"], skipped, known)
+        run_cases(target, Path(work), values["seconds"], values["max_cases"], values["first_seed"], skipped, known)
         return 0
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("--seconds", type=float, default=60, help="duration for each target")
+    parser.add_argument("--seconds", type=float, default=60, help="maximum duration for each target")
+    parser.add_argument("--cases", type=int, default=sys.maxsize, help="maximum number of cases for each target")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="by default a random one")
     parser.add_argument("--into", type=Path, default=CORPUS, help="folder of new findings, by default the corpus")
     options = parser.parse_args()
@@ -123,7 +125,9 @@ def main() -> int:
         parser.error(f"{unknown[0]} is no target; choose from {', '.join(TARGETS)}")
     print(f"seed {options.seed}", flush=True)
     problems = [
-        problem for name in options.targets for problem in fuzz(name, options.seconds, options.seed, options.into)
+        problem
+        for name in options.targets
+        for problem in fuzz(name, options.seconds, options.cases, options.seed, options.into)
     ]
     print(*problems, sep="\n")
     return 1 if problems else 0

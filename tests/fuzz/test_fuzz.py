@@ -1,4 +1,4 @@
-"""Every fuzzer replays its corpus and runs a few seconds of new cases, without a finding that is not known."""
+"""Every fuzzer replays its corpus and runs some new cases, without a finding that is not known."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gru4rec_fast import _compile
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fuzzers limit memory and time as Linux does")
 
 
-def run_fuzzer(target: str, seconds: float, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_fuzzer(target: str, seconds: float, cases: int, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a fuzzer with a fixed seed. New findings are written to `folder`."""
-    arguments = [target, "--seconds", str(seconds), "--seed", "0", "--into", str(folder)]
+    arguments = [target, "--seconds", str(seconds), "--cases", str(cases), "--seed", "0", "--into", str(folder)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, str(HERE / "run.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
@@ -26,16 +26,16 @@ def run_fuzzer(target: str, seconds: float, folder: Path) -> subprocess.Complete
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_fuzzer_finds_nothing(target: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """The seed is fixed, so that a failure is due to a change. run.py runs longer, with other seeds."""
+    """Seed and number of cases are fixed, so a failure is due to a change. run.py runs longer, with other seeds."""
     if target in ("operators", "implementations"):
         request.getfixturevalue("native_library")
-    result = run_fuzzer(target, 7, tmp_path)
+    result = run_fuzzer(target, 300, 150, tmp_path)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
 
 
 @pytest.mark.skipif(bool(_compile.sanitizers()), reason="sanitizers need more memory than the limit")
 def test_every_kind_of_wrong_outcome_is_a_finding(tmp_path: Path) -> None:
-    result = run_fuzzer("faulty", 10, tmp_path)
+    result = run_fuzzer("faulty", 10, sys.maxsize, tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
     found = {json.loads(path.read_text())["finding"]: path for path in (tmp_path / "faulty").glob("*.json")}
     assert {*found} == {

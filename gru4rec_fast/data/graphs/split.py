@@ -73,4 +73,5 @@ def _holds_prepared_interactions(folder: Path) -> bool:
     """Return whether `save_parts` wrote the folder, or version 0.1, whose folders had no meta.json above the parts."""
     if (folder / "meta.json").exists():
         return stated_format(folder) == PREPARED_FORMAT
-    return all(path.name in _PARTS and stated_format(path) == FORMAT for path in folder.iterdir())
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]  # 0.1 left hidden ones after a kill
+    return all(path.name in _PARTS and stated_format(path) == FORMAT for path in visible)

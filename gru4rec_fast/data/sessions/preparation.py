@@ -93,7 +93,7 @@ def open_prepared(folder: str | Path) -> dict[str, SessionStore]:
     folder = Path(folder)
     try:
         parts = read_meta(folder)["parts"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         raise FileNotFoundError(f"{folder} holds no prepared log; write one with prepare") from None
     return {name: SessionStore.open(folder / name) for name in parts}
 
