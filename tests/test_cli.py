@@ -362,6 +362,14 @@ def test_recommended_ids_with_separators_and_quotes_can_be_read_again(tmp_path: 
     model.recommend(best.items.tolist(), 2)
 
 
+def test_quote_none_reads_a_file_whose_quotes_are_characters(tmp_path: Path) -> None:
+    (tmp_path / "log.tsv").write_text('SessionId\tItemId\tTime\tTitle\n1\t2\t3\t"Great" Cats\n1\t5\t4\t"\n')
+    ran = cli("prepare", tmp_path / "log.tsv", tmp_path / "data")
+    assert "--quote none" in ran.error_line
+    ran = cli("prepare", tmp_path / "log.tsv", tmp_path / "data", "--quote", "none")
+    assert ran.exit_code == 0 and "2 events" in ran.stdout, ran.stderr
+
+
 def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
     ran = cli(
         "prepare", logs / "train.tsv", tmp_path / "data", "--split", "fraction=0.2", "--validation-split", "days=0.05",

@@ -34,6 +34,9 @@ class LogFormat:
             help="Separator of a text file's columns; 'tab' for a tab. By default it is found in the header.",
         ),
     ] = None
+    quote: Annotated[
+        str, _log_option(metavar="CHARACTER", help="Character that quotes fields of a text file; 'none': no field is.")
+    ] = '"'
     allow_pickle: Annotated[
         bool, _log_option("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
     ] = False
@@ -47,9 +50,9 @@ class LogFormat:
         return {name: value for name, value in self._arguments().items() if name not in ("session_key", "time_key")}
 
     def _arguments(self) -> dict[str, Any]:
-        """Return all fields by name, with a tab character where the separator is "tab"."""
+        """Return all fields by name, with a tab character for the separator "tab" and None for the quote "none"."""
         separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
-        return {**vars(self), "separator": separator}
+        return {**vars(self), "separator": separator, "quote": None if self.quote == "none" else self.quote}
 
 
 @dataclass(frozen=True)

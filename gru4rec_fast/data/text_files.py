@@ -186,7 +186,7 @@ class TextFile:
             except csv.Error as error:
                 raise ValueError(
                     f"{self.path}, line {line + 1}: the row that begins here has a quoted field that is not closed, or "
-                    f"text after one ({error}); correct it, or give quote=None if no field is quoted"
+                    f"text after one ({error}); correct it, or give quote=None (--quote none) if no field is quoted"
                 ) from error
 
 
@@ -208,7 +208,7 @@ def column_names(header: str, separator: str, quote: str | None, place: str) -> 
         return next(csv.reader([header], delimiter=separator, quotechar=quote, strict=True))
     except csv.Error as error:
         raise ValueError(
-            f"{place}: the header has a wrong quote ({error}); with quote=None no field is quoted"
+            f"{place}: the header has a wrong quote ({error}); with quote=None (--quote none) no field is quoted"
         ) from None
 
 
