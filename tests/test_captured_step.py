@@ -82,7 +82,7 @@ class TrainingSetup:
         )
         self.loader = SessionParallelLoader(
             STORE, lanes, self.steps, min_live=1 if self.n_sample else 2,
-            impl=impl_of("session_batch", impl),
+            impl=impl_of("session_batch", impl), seed=0,
         )  # fmt: skip
         self.sampler = ops.build_alias_table(SUPPORT, 0.5, impl="reference") if self.n_sample else None
 

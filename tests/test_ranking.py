@@ -48,7 +48,10 @@ def brute_force(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> np.ndarr
 @emulated
 @pytest.mark.parametrize("op", ["target_rank", "top_k"])
 def test_all_products_of_the_catalogue_have_equally_aligned_rows(op: str) -> None:
-    """BLAS may sum in another order if alignments differ. 3 queries have tiles of 1344 items, not of 1365."""
+    """BLAS may sum in another order if alignments differ. 3 queries have tiles of 1344 items, not of 1365.
+
+    The two calls use five addresses or six, because they may use the same memory for the last tile.
+    """
     hidden, weight, bias, targets = problem(3, 4000, 7, torch.float32, integers=True)
     memory = torch.empty(weight.numel() + 1)
     misaligned = memory[1:].view_as(weight).copy_(weight)
@@ -67,7 +70,7 @@ def test_all_products_of_the_catalogue_have_equally_aligned_rows(op: str) -> Non
                 outputs = target_rank(hidden, rows, bias, targets, impl="emulated")
                 expected = target_rank(hidden, weight, bias, targets, impl="reference")
         assert_equal_bits(outputs, expected)
-    assert len({*addresses}) >= 6 and {address % 64 for address in addresses} == {0}
+    assert len({*addresses}) >= 5 and {address % 64 for address in addresses} == {0}
 
 
 @dtypes
