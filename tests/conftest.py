@@ -95,6 +95,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
+def seed_torch() -> None:
+    """Seed torch's generator, from which models without a seed draw theirs, so that no test depends on earlier ones."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
     """Reset torch.compile after each test, because it limits the number of recompilations in a process."""
     yield

@@ -31,6 +31,8 @@ def test_a_kill_before_any_file_system_call_loses_nothing(tmp_path: Path, scenar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["train", "random"])
-def test_a_killed_training_resumes_and_loses_nothing(tmp_path: Path, scenario: str):
+def test_a_killed_training_resumes_and_loses_nothing(tmp_path: Path, scenario: str, request: pytest.FixtureRequest):
     """With "random", the training is killed 50 times at random moments, and resuming gives equal bits."""
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("takes a quarter of an hour: choose it by -m slow")
     assert count_kills(scenario, tmp_path) >= 50
