@@ -3,6 +3,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/TensorOptions.h>
 #include <c10/util/SmallVector.h>
 
@@ -19,27 +20,28 @@ using c10::DispatchKey;
 using c10::DispatchKeySet;
 using torch::jit::Stack;
 
-// A tensor among the arguments of a call. A list of tensors has one for each element.
+// A tensor among the arguments of a call. A list of tensors has one for each element. Points into the stack.
 struct TensorArgument {
-  at::Tensor tensor;
+  const at::Tensor* tensor;
   const c10::Argument* argument;
 
   bool is_written() const { return argument->alias_info() != nullptr && argument->alias_info()->isWrite(); }
 };
 
-using TensorArguments = c10::SmallVector<TensorArgument, 16>;
+using TensorArguments = c10::SmallVector<TensorArgument, 32>;
 
 TensorArguments tensor_arguments(const c10::FunctionSchema& schema, const Stack& stack) {
   TensorArguments found;
-  const auto add = [&](const at::Tensor& tensor, const c10::Argument& argument) {
-    if (tensor.defined()) found.push_back({tensor, &argument});
+  const auto add = [&](const c10::IValue& value, const c10::Argument& argument) {
+    if (value.isTensor() && value.toTensor().defined()) found.push_back({&value.toTensor(), &argument});
   };
   const auto values = torch::jit::last(stack, schema.arguments().size());
   for (size_t i = 0; i < values.size(); ++i) {
     const c10::Argument& argument = schema.arguments()[i];
-    if (values[i].isTensor()) add(values[i].toTensor(), argument);
-    if (values[i].isTensorList()) {
-      for (const at::Tensor& tensor : values[i].toTensorVector()) add(tensor, argument);
+    if (values[i].isList()) {
+      for (const c10::IValue& value : values[i].toListRef()) add(value, argument);
+    } else {
+      add(values[i], argument);
     }
   }
   return found;
@@ -80,18 +82,24 @@ struct MemoryLayout {
 };
 
 void check_memory(const std::string& op, const TensorArguments& arguments) {
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const auto& [tensor, argument] = arguments[i];
-    if (!arguments[i].is_written() || tensor.numel() == 0 || tensor.is_meta()) continue;
-    const MemoryLayout layout(tensor);
-    TORCH_CHECK_VALUE(!layout.overlaps_itself, op, ": ", argument->name(),
-                      " is updated, but several of its elements share memory (strides ", tensor.strides(),
+  struct NamedLayout {
+    const TensorArgument* argument;
+    MemoryLayout layout;
+  };
+  c10::SmallVector<NamedLayout, 32> layouts;
+  for (const TensorArgument& argument : arguments) {
+    if (argument.tensor->numel() > 0 && !argument.tensor->is_meta()) {
+      layouts.push_back({&argument, MemoryLayout(*argument.tensor)});
+    }
+  }
+  for (const auto& [written, layout] : layouts) {
+    if (!written->is_written()) continue;
+    TORCH_CHECK_VALUE(!layout.overlaps_itself, op, ": ", written->argument->name(),
+                      " is updated, but several of its elements share memory (strides ", written->tensor->strides(),
                       "); pass a clone");
-    for (size_t j = 0; j < arguments.size(); ++j) {
-      const at::Tensor& other = arguments[j].tensor;
-      if (j == i || other.numel() == 0) continue;
-      TORCH_CHECK_VALUE(!layout.may_overlap(MemoryLayout(other)), op, ": ", argument->name(), " is updated, but ",
-                        arguments[j].argument->name(), " shares memory with it; pass a clone");
+    for (const auto& [other, other_layout] : layouts) {
+      TORCH_CHECK_VALUE(other == written || !layout.may_overlap(other_layout), op, ": ", written->argument->name(),
+                        " is updated, but ", other->argument->name(), " shares memory with it; pass a clone");
     }
   }
 }
@@ -108,14 +116,14 @@ void check_arguments(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* 
   const TensorArguments arguments = tensor_arguments(schema, *stack);
   for (const auto& [tensor, argument] : arguments) {
     const auto& [first, first_argument] = arguments[0];
-    TORCH_CHECK_VALUE(tensor.device() == first.device(), schema.name(), ": ", argument->name(), " is on ",
-                      tensor.device(), ", but ", first_argument->name(), " is on ", first.device(),
+    TORCH_CHECK_VALUE(tensor->device() == first->device(), schema.name(), ": ", argument->name(), " is on ",
+                      tensor->device(), ", but ", first_argument->name(), " is on ", first->device(),
                       "; all tensors must be on one device");
   }
   if (schema.is_mutable()) check_memory(schema.name(), arguments);
   keys = keys & DispatchKeySet(DispatchKeySet::FULL_AFTER, DispatchKey::BackendSelect);
   if (const auto device = device_argument(schema, *stack)) {
-    TORCH_CHECK_VALUE(arguments.empty() || arguments[0].tensor.device().type() == device->type(), schema.name(), ": ",
+    TORCH_CHECK_VALUE(arguments.empty() || arguments[0].tensor->device().type() == device->type(), schema.name(), ": ",
                       arguments.empty() ? "" : arguments[0].argument->name(), " is not on ", *device);
     keys = keys | DispatchKeySet(c10::computeDispatchKey(std::nullopt, at::kStrided, *device));
   }
@@ -123,12 +131,19 @@ void check_arguments(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* 
 }
 
 void increment_versions(const c10::OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
-  // Before the update: this raises an error for an inference tensor that is updated outside of inference mode.
+  c10::SmallVector<at::Tensor, 16> written;
   for (const TensorArgument& argument : tensor_arguments(op.schema(), *stack)) {
-    if (argument.is_written()) argument.tensor.unsafeGetTensorImpl()->bump_version();
+    if (argument.is_written()) written.push_back(*argument.tensor);
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+  for (const at::Tensor& tensor : written) {
+    // Before the update, so that nothing is written: torch's error for an inference tensor outside of inference mode.
+    if (tensor.is_inference() && !c10::InferenceMode::is_enabled()) tensor.unsafeGetTensorImpl()->bump_version();
+  }
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+  }
+  for (const at::Tensor& tensor : written) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
 // Calls visit(name, schema) for all operators of the library.

@@ -42,7 +42,6 @@ void check_arguments(const Tensor& features, const Submatrix& graph, const Propa
                     "matrix='", options.matrix, "': choose one of symmetric, mean, norm, plain");
   TORCH_CHECK_VALUE(options.dropout >= 0 && options.dropout < 1, "dropout=", options.dropout,
                     ": the probability of dropping must be in [0, 1)");
-  check_counters(options.seed, options.step.number, /*steps=*/1);
   TORCH_CHECK_VALUE(features.dim() == 2 && features.size(0) < int64_t{1} << 32,
                     "features must be [n_nodes, d] of fewer than 2**32 nodes, not ", features.sizes());
   TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == at::kLong &&

@@ -44,7 +44,6 @@ NgcfArguments::NgcfArguments(const Tensor& features_, const Tensor& offsets, con
       seed(seed_),
       step(step_),
       layer_index(layer_index_) {
-  check_counters(seed, step.number, /*steps=*/1);
   check_kernel_dtype("ngcf_layer", features.scalar_type());
   TORCH_CHECK_VALUE(features.dim() == 2 && weight_1.dim() == 2,
                     "features and weight_1 must be matrices, not of shapes ", features.sizes(), " and ",
@@ -91,13 +90,9 @@ void find_rows(const NgcfArguments& args, Tensor& self_index) {
 }
 
 // Returns, for each row of the result, the index in `features` of the same node; undefined if that is row i for every
-// row i. On the CPU, checks rows and columns; on CUDA, `propagate` and the kernel below do.
+// row i.
 template <Kernels kernels>
-Tensor make_self_index(const NgcfArguments& args, const Tensor& offsets) {
-  if constexpr (kernels == Kernels::cpu) {
-    check_nodes("rows", args.rows, offsets.size(0) - 1);
-    check_nodes("columns", args.columns, offsets.size(0) - 1);
-  }
+Tensor make_self_index(const NgcfArguments& args) {
   if (!args.columns.defined()) return args.rows;
   Tensor self_index = at::empty_like(args.rows);
   if constexpr (kernels == Kernels::cuda) {
@@ -131,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ngcf_layer(const Tensor& features, co
   };
   propagated.p = multiply_by(args.p);
   propagated.q = args.shares_matrix() ? args.empty({0}) : multiply_by(args.q);
-  propagated.self_index = make_self_index<kernels>(args, offsets);
+  propagated.self_index = make_self_index<kernels>(args);
   Tensor out = args.empty({args.n_rows, args.n_out});
   Tensor flags = at::empty({args.n_rows, args.n_out}, features.options().dtype(at::kByte));
   if constexpr (kernels == Kernels::cuda) {
@@ -161,11 +156,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
   const int64_t n_rows = args.n_rows, n_in = args.n_in, n_out = args.n_out;
   const auto dtype = features.scalar_type();
   const Tensor grad = contiguous(grad_out, "grad_out", {n_rows, n_out}, dtype, args.device);
+  if constexpr (kernels == Kernels::cpu) {  // in the forward pass and on CUDA, `propagate` checks them
+    check_nodes("rows", args.rows, offsets.size(0) - 1);
+    check_nodes("columns", args.columns, offsets.size(0) - 1);
+  }
   const NgcfPropagated propagated{contiguous(propagated_p, "propagated_p", {n_rows, n_in}, dtype, args.device),
                                   args.shares_matrix()
                                       ? propagated_q
                                       : contiguous(propagated_q, "propagated_q", {n_rows, n_in}, dtype, args.device),
-                                  make_self_index<kernels>(args, offsets)};
+                                  make_self_index<kernels>(args)};
   const Tensor flags = contiguous(flag_bytes, "flags", {n_rows, n_out}, at::kByte, args.device);
   NgcfGradientTensors grads{.propagated_p = at::empty_like(propagated.p),
                             .propagated_q = args.shares_matrix() ? Tensor() : at::empty_like(propagated.p),
