@@ -108,9 +108,7 @@ def library_identity(csrc: Path, torch_version: str, torch_cuda: str | None) -> 
     A library must not be loaded if the identity in its record differs from the returned one.
     """
     files = [path for path in csrc.rglob("*") if torch_cuda or not is_for_cuda(path)]
-    return identity_of(
-        csrc, files, (compile_flags(), NVCC_FLAGS, None), torch_version, torch_cuda
-    )  # None only keeps hashes unchanged
+    return identity_of(csrc, files, (compile_flags(), NVCC_FLAGS), torch_version, torch_cuda)
 
 
 def identity_of(

@@ -170,7 +170,7 @@ def test_power_law_graph_is_symmetric_without_loops() -> None:
 def sample_results() -> dict[str, Any]:
     """Return the results.json of a call with one row, two stages and all diagnostics."""
     seconds = {OURS: 2e-5, "matmul + compare": 5e-5, "another": 1e-5}
-    row = {"row": "ranking, tf32", "target": "ranking", "precision": "tf32", "n_bytes": 60_000_000, "flops": 4e9}
+    row = {"row": "ranking, tf32", "workload": "ranking", "precision": "tf32", "n_bytes": 60_000_000, "flops": 4e9}
     row["seconds"] = {name: dict.fromkeys(("median", "q1", "q3"), value) for name, value in seconds.items()}
     row["ratios"] = {name: {"median": value / 2e-5, "q1": 0.1, "q3": 9.0} for name, value in seconds.items()}
     del row["ratios"][OURS]

@@ -35,9 +35,9 @@ def command_that_writes(value: dict[str, Any]) -> tuple[str, ...]:
 
 def row_json(sides: list[str]) -> dict[str, Any]:
     """Return a row of results with the figures of these sides."""
-    figures = dict.fromkeys(("median", "q1", "q3"), 0.001)
+    seconds = dict.fromkeys(sides, dict.fromkeys(("median", "q1", "q3"), 0.001))
     other_fields = {"n_bytes": 0, "flops": 0, "mib": {}, "notes": [], "failed": {}, "ratios": {}}
-    return {"row": "r", "target": "gru", "precision": "fp32", "seconds": dict.fromkeys(sides, figures), **other_fields}
+    return {"row": "r", "workload": "gru", "precision": "fp32", "seconds": seconds, **other_fields}
 
 
 def run_call(out: Path, *groups: Group, seconds: float = 60, sabotage: str = "") -> Call:

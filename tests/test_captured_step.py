@@ -26,6 +26,7 @@ from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
+from gru4rec_fast.training.fused_step import BlockOutcome
 from gru4rec_fast.training.graph_capture import CapturedUpdates, GraphCapturer
 
 STORE = markov_store(n_sessions=23, n_items=40)
@@ -95,8 +96,8 @@ class TrainingSetup:
         return [weight.detach() for weight in self.network.parameters()]
 
 
-def train_by_autograd(setup: TrainingSetup, rates: Sequence[float] = ()) -> list[tuple[float, int, int]]:
-    """Train an epoch by autograd; return loss, number of steps and number of events of each block.
+def train_by_autograd(setup: TrainingSetup, rates: Sequence[float] = ()) -> list[BlockOutcome]:
+    """Train an epoch by autograd; return the outcome of each block.
 
     With accumulate=1, update i has the learning rate rates[i % len(rates)].
     """
@@ -123,7 +124,7 @@ def train_by_autograd(setup: TrainingSetup, rates: Sequence[float] = ()) -> list
         loss = setup.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
         loss.backward()
         hidden = [state.detach() for state in hidden]
-        outcomes.append((loss.item(), steps, block.n_events))
+        outcomes.append(BlockOutcome(loss.item(), steps, block.n_events))
         step, n_accumulated = step + steps, n_accumulated + 1
         if n_accumulated == setup.accumulate:
             update()
@@ -144,11 +145,12 @@ def test_the_captured_step_equals_autograd(case: str, impl: str) -> None:
     epoch, outcomes, finished, updates = captured_setup.start_epoch(steps_per_graph=4), [], False, 1
     hidden = captured_setup.network.initial_state(captured_setup.loader.n_lanes)
     while not finished:
-        blocks, finished = epoch.run(updates, hidden, step=sum(block[1] for block in outcomes))
-        outcomes += [tuple(block) for block in blocks]
+        blocks, finished = epoch.run(updates, hidden, step=sum(block.steps for block in outcomes))
+        outcomes += blocks
         updates += 2
-    assert [block[1:] for block in outcomes] == [block[1:] for block in expected]
-    losses = [[block[0] for block in blocks] for blocks in (outcomes, expected)]
+    counts = [[(block.steps, block.events) for block in blocks] for blocks in (outcomes, expected)]
+    assert counts[0] == counts[1]
+    losses = [[block.loss for block in blocks] for blocks in (outcomes, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     torch.testing.assert_close(captured_setup.weights(), autograd_setup.weights(), rtol=1e-9, atol=1e-9)
     assert epoch.run(5, hidden, step=len(outcomes)) == ([], True)
@@ -220,7 +222,7 @@ def test_the_learning_rate_can_change_between_updates() -> None:
     case = {"momentum": 0.3}
     expected = train_by_autograd(TrainingSetup("reference", case), rates=[0.3, 0.02, 0.1])
     losses = losses_by_schedule(TrainingSetup("reference", case), [0.3, 0.02, 0.1], len(expected))
-    assert losses == pytest.approx([block[0] for block in expected], rel=1e-9)
+    assert losses == pytest.approx([block.loss for block in expected], rel=1e-9)
 
 
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
@@ -410,7 +412,7 @@ def test_training_continues_without_graphs_if_a_capture_fails(monkeypatch: pytes
     with pytest.warns(UserWarning, match="cannot be captured in a CUDA graph, so it runs without") as caught:
         losses = losses_with_graphs(setup, 8)
     assert len(caught) == 1 and len(cuda.captures) == 1 and cuda.stream == "default" and cuda.replays == 0
-    expected = [block[0] for block in train_by_autograd(reference)][: len(losses)]
+    expected = [block.loss for block in train_by_autograd(reference)][: len(losses)]
     assert losses == pytest.approx(expected, rel=1e-9)
 
 
@@ -425,7 +427,7 @@ def test_all_graphs_of_a_step_have_one_stream_and_one_pool(monkeypatch: pytest.M
 
     losses = losses_with_graphs(setup, 8, move_weights)
     assert len(cuda.captures) == 4 and len(set(cuda.captures)) == 1 and cuda.replays == 4
-    expected = [block[0] for block in train_by_autograd(TrainingSetup("reference", {}))][: len(losses)]
+    expected = [block.loss for block in train_by_autograd(TrainingSetup("reference", {}))][: len(losses)]
     assert losses == pytest.approx(expected, rel=1e-9)
 
 

@@ -303,10 +303,10 @@ def test_captured_steps_train_as_the_reference_on_the_cpu(case: str) -> None:
     setup, epoch = start_epoch_on_gpu(case)
     hidden, outcomes, finished = setup.network.initial_state(setup.loader.n_lanes), [], False
     while not finished:
-        blocks, finished = epoch.run(9, hidden, step=sum(n_steps for _, n_steps, *_ in outcomes))
-        outcomes += [tuple(block) for block in blocks]
-    assert [counts for _, *counts in outcomes] == [counts for _, *counts in expected]
-    assert [loss for loss, *_ in outcomes] == pytest.approx([loss for loss, *_ in expected], rel=1e-9)
+        blocks, finished = epoch.run(9, hidden, step=sum(block.steps for block in outcomes))
+        outcomes += blocks
+    assert [(block.steps, block.events) for block in outcomes] == [(block.steps, block.events) for block in expected]
+    assert [block.loss for block in outcomes] == pytest.approx([block.loss for block in expected], rel=1e-9)
     torch.testing.assert_close([w.cpu() for w in setup.weights()], reference.weights(), rtol=1e-9, atol=1e-9)
 
 
@@ -332,14 +332,15 @@ def test_losses_of_captured_float32_steps_are_close_to_float64(precision: str, t
     setup = setup_on_gpu(case | {"dtype": torch.float32})
     epoch, hidden = setup.start_epoch(steps_per_graph=4, precision=precision), setup.network.initial_state(6)
     losses = [block.loss for step in range(0, 16, 4) for block in epoch.run(4, hidden, step=step)[0]]
-    assert losses == pytest.approx([block[0] for block in expected], rel=tolerance)
+    assert losses == pytest.approx([block.loss for block in expected], rel=tolerance)
 
 
 def test_captured_graph_uses_new_learning_rates_and_loaded_state() -> None:
+    """`losses_by_schedule` reloads the optimizer state half-way."""
     case = {"momentum": 0.3}
     expected = train_by_autograd(TrainingSetup("reference", case), rates=[0.3, 0.02, 0.1])
     losses = losses_by_schedule(setup_on_gpu(case), [0.3, 0.02, 0.1], len(expected))
-    assert losses == pytest.approx([block[0] for block in expected], rel=1e-9)
+    assert losses == pytest.approx([block.loss for block in expected], rel=1e-9)
 
 
 def test_captured_graph_stops_at_a_nan_loss() -> None:
@@ -359,7 +360,7 @@ def test_captured_graph_stops_at_a_nan_loss() -> None:
 def test_training_continues_on_the_gpu_if_a_capture_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator that synchronizes invalidates the capture. Other steps can capture afterwards."""
     case = {"momentum": 0.3}
-    expected = [block[0] for block in train_by_autograd(TrainingSetup("reference", case))]
+    expected = [block.loss for block in train_by_autograd(TrainingSetup("reference", case))]
     original, n_captured = CapturedUpdates._run_operators, 0
 
     def run_operators(updates: CapturedUpdates) -> None:
@@ -387,7 +388,7 @@ def test_training_continues_on_the_gpu_if_a_capture_fails(monkeypatch: pytest.Mo
 
 def test_captured_graphs_remain_correct_when_others_are_released() -> None:
     """Capture 40 steps, more than torch has streams, release every second one, and replay the others."""
-    expected = [block[0] for block in train_by_autograd(TrainingSetup("reference", {}))]
+    expected = [block.loss for block in train_by_autograd(TrainingSetup("reference", {}))]
     trainings = []
     for _ in range(40):
         setup = setup_on_gpu({})
@@ -414,20 +415,24 @@ def test_a_changed_fp32_precision_is_captured_again() -> None:
             matmul.fp32_precision = precision
             captured = epoch.next_updates(2, 6)
             epoch.run(2, hidden, step=step)
+            # The first run with a precision uses no graph; the second captures one.
             assert (captured._graph is not None) == (step not in (0, 4))
     finally:
         matmul.fp32_precision = previous
 
 
 def test_ranking_of_a_view_that_is_not_aligned() -> None:
-    """The score of a row has the same bits in all products, also if the number of queries is odd."""
+    """Ranks from an unaligned view equal those of an aligned copy.
+
+    A second copy of the target's row ties with the target: a score has the same bits wherever its row is in the matrix.
+    """
     generator = torch.Generator().manual_seed(0)
     for n_queries in (3, 500, 511):
         memory = torch.randn(9001 * 33 + 1, generator=generator).cuda()
         weight, hidden = memory[1:].view(9001, 33), torch.randn(n_queries, 33, generator=generator).cuda()
         targets = torch.randint(9001, (n_queries,), generator=generator).cuda()
         equal = ops.target_rank(hidden, torch.cat([weight, weight]), None, targets, impl="native")[1]
-        assert (equal >= 1).all()  # the other copy of the target's row
+        assert (equal >= 1).all()
         aligned = ops.target_rank(hidden, weight.clone(), None, targets, impl="native")
         assert_equal_bits(ops.target_rank(hidden, weight, None, targets, impl="native"), aligned)
 

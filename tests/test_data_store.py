@@ -391,6 +391,7 @@ def test_temporary_folders_of_killed_writers_are_removed(tmp_path: Path, store: 
         store.save(tmp_path / "store.2")
         with replace_folder(tmp_path / "store", lambda _: False):
             assert (temporary / "written").exists()  # not removed, because this process still holds the folder's lock
+        # The outer writer does not replace the inner writer's result, so that is removed first.
         shutil.rmtree(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2", "store2"]
     assert (tmp_path / "store" / "written").exists()

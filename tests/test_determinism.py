@@ -1,6 +1,6 @@
-"""Training twice with the same seed gives the same bits.
+"""Training twice with the same seed and the same number of threads gives the same bits.
 
-In PyTorch's deterministic mode, this holds for any number of threads.
+In PyTorch's deterministic mode, the bits do not depend on the number of threads either.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def test_an_updated_tensor_that_shares_memory_is_an_error_and_nothing_changes(op
 
 @implementations("sparse_adagrad_", "sparse_update")
 def test_interleaved_tensors_do_not_share_memory(impl: str) -> None:
-    """Columns of one matrix are separate tensors; a column and a range of columns with it are not."""
+    """Columns of one matrix do not share memory; overlapping ranges of columns do."""
     packed = torch.rand(5, 4)
     index, grad = torch.tensor([1, 3]), torch.rand(2, 1)
     expected = packed.clone()

@@ -98,10 +98,10 @@ def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
     oracle = Trainer(make_weights(mode, sizes), options, support=support)
     package = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=training_impl)
     log_support = np.log(support)
-    # The error of a moment comes from one step only. In a bias, which has few values, the ratio of two such errors is
-    # random, also between two orders of operations in plain PyTorch. So these errors are averaged over all states. The
-    # same is true of the output bias if kernels have no fused multiply-add: its first update is
-    # lr * g / sqrt(g^2 + 1e-6), which magnifies a rounding error of g near 1e-3 by 30.
+    # A moment's error is the rounding of a single update. In a bias it consists of few numbers, so its ratio to plain
+    # PyTorch's error is noise. So the root mean squares over all steps are compared. The same is done for the output
+    # bias if kernels have no fused multiply-add: its first update is lr * g / sqrt(g^2 + 1e-6), which with lr = 0.1
+    # magnifies a rounding error of g near 1e-3 by about 30.
     has_fma = training_impl == "reference" or build_info()["simd"] != "baseline"
     averaged = ("accumulator.", "velocity.", *([] if has_fma else ["output.bias"]))
     averaged_errors: dict[str, list[tuple[float, float]]] = {}  # (relative error of the package, of plain PyTorch)

@@ -125,7 +125,7 @@ def _figures(
     ours = times.get(OURS)
     return {
         "row": str(name),
-        "target": name.workload,
+        "workload": name.workload,
         "precision": name.precision,
         "unit": row.unit,
         "units_per_turn": units,

@@ -3,7 +3,7 @@
     PYTHONPATH=benchmarks python -m gpu.table [results.json ...] [--into docs/performance.md]
 
 A call is one benchmark session on a GPU machine; call.py writes its results.json. A row compares this package with
-other implementations ("sides") at one workload. In the JSON, row["row"] is the row's name, row["target"] its workload
+other implementations ("sides") at one workload. In the JSON, row["row"] is the row's name, row["workload"] its workload
 (a key of WORKLOADS), and "ceilings" are the device's measured rates. Workloads without a result are shown as "not
 measured yet". This module needs the standard library only.
 """
@@ -36,7 +36,7 @@ def render(results: Sequence[dict[str, Any]]) -> list[str]:
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     rows = [(row, result.get("ceilings", {})) for result in results for row in result.get("rows", [])]
     for key, workload in WORKLOADS.items():
-        rows_of_workload = [(row, rates) for row, rates in rows if row["target"] == key]
+        rows_of_workload = [(row, rates) for row, rates in rows if row["workload"] == key]
         lines += [_line(cells) for row, rates in rows_of_workload for cells in _cells_of_row(row, rates)]
         if not rows_of_workload:
             cells = [workload.description, "", workload.baseline, "", "not measured yet", "", ""]
@@ -54,7 +54,7 @@ def render(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def _cells_of_row(row: dict[str, Any], rates: dict[str, float]) -> Iterator[list[str]]:
     """Yield the cells of a line for each other implementation. The first line is the baseline's and has the goals."""
-    workload = WORKLOADS[row["target"]]
+    workload = WORKLOADS[row["workload"]]
     values = goal_values(row, rates.get("copy"))
     ours = format_duration(row["seconds"][OURS]["median"]) if OURS in row["seconds"] else "failed"
     other_sides = [side for side in row["seconds"] if side not in (OURS, workload.baseline)]
@@ -78,7 +78,7 @@ def goal_values(row: dict[str, Any], copy_rate: float | None) -> dict[str, float
 
     copy_rate: measured copy bandwidth in bytes/s.
     """
-    baseline = WORKLOADS[row["target"]].baseline
+    baseline = WORKLOADS[row["workload"]].baseline
     ours, ratio, mib = row["seconds"].get(OURS), row["ratios"].get(baseline), row["mib"]
     seconds = ours["median"] if ours else None
     memory = mib[OURS] / mib[baseline] if mib.get(OURS) is not None and mib.get(baseline) else None

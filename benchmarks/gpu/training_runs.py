@@ -65,7 +65,7 @@ def build_row(name: str, run: TrainingRun, history: list[dict[str, Any]], wall_s
     ratio = PUBLISHED_SECONDS / seconds if epoch_reached else None
     return {
         "row": f"{WORKLOADS[run.workload].description} ({name}: {outcome}; {wall_seconds:.0f} s with evaluations)",
-        "target": run.workload,
+        "workload": run.workload,
         "precision": "",
         "reached": epoch_reached is not None,
         "seconds": {side: dict.fromkeys(("median", "q1", "q3"), value) for side, value in times.items()},

@@ -47,7 +47,8 @@ TensorArguments tensor_arguments(const c10::FunctionSchema& schema, const Stack&
   return found;
 }
 
-// The memory of a tensor: blocks of `block` bytes, `stride` bytes apart, from `begin` to begin + span.
+// The memory of a tensor: blocks of `block` bytes, `stride` bytes apart, from `begin` to begin + span. `stride` is the
+// largest stride of a dimension; a block is what the other dimensions span.
 struct MemoryLayout {
   const char* begin;
   int64_t span, stride, block;

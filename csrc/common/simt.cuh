@@ -86,7 +86,8 @@ __device__ __forceinline__ int64_t all_threads() {
   return static_cast<int64_t>(gridDim.x) * static_cast<int64_t>(blockDim.x);
 }
 
-// Returns the number of the first of `steps` steps: `step` plus the value of `counter` unless it is null.
+// Returns the number of the first of `steps` steps, a word of Philox counters: `step` plus the value of the step
+// counter `counter` unless it is null.
 __device__ __forceinline__ uint32_t first_step_word(uint32_t step, const int64_t* counter, int64_t steps = 1) {
   if (counter == nullptr) return step;
   GRF_DEVICE_CHECK(*counter >= 0 && *counter <= (int64_t{1} << 32) - steps - step,

@@ -21,10 +21,10 @@ __global__ void __launch_bounds__(kDropoutThreads) dropout_mask_kernel(DropoutMa
   const uint32_t first_step = first_step_word(mask.first_step, mask.counter, mask.steps);
   for (int64_t i = global_thread(); i < n; i += all_threads()) {
     const int64_t row = quotient(i, mask.units), step = quotient(row, mask.lanes);
-    const philox::Words counter{mask.philox_stream, first_step + static_cast<uint32_t>(step),
-                                static_cast<uint32_t>(row - step * mask.lanes),
-                                static_cast<uint32_t>(i - row * mask.units)};
-    const uint32_t word = philox::philox4x32(counter, mask.seed).w0;
+    const philox::Words philox_counter{mask.philox_stream, first_step + static_cast<uint32_t>(step),
+                                       static_cast<uint32_t>(row - step * mask.lanes),
+                                       static_cast<uint32_t>(i - row * mask.units)};
+    const uint32_t word = philox::philox4x32(philox_counter, mask.seed).w0;
     out[i] = word >= mask.threshold ? static_cast<bits_t>(mask.keep_bits) : bits_t{0};
   }
 }

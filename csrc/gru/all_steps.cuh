@@ -1,7 +1,7 @@
 // Kernels that compute all T steps of a GRU in one launch, for weights that fit into a block's shared memory. A lane is
 // one of the B sessions that are processed in parallel. A block processes kLanes lanes and never waits for another
-// block. Specification: gru4rec_fast/ops/gru.py. gru/cuda.cuh computes one unit of a step; gru/gru.h explains s, q, W
-// and b. p is the parameter struct of a kernel.
+// block. Specification: gru4rec_fast/ops/gru.py. gru/cuda.cuh computes one unit of a step. q is r * s (reset_before) or
+// W_n s + b_n (reset_after); gru/gru.h explains s, W and b. p is the parameter struct of a kernel.
 #pragma once
 
 #include "gru/cuda.cuh"
@@ -154,10 +154,11 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
   const int hidden = static_cast<int>(layer.hidden), gate_units = 3 * hidden;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   using Values = LaneValues<T, kLanes>;
-  GRF_DYNAMIC_SHARED(grad_state, Values);
+  GRF_DYNAMIC_SHARED(partial_grad_state, Values);
+  // partial_grad_state [H] is the gradient of the previous state without the sums that prev_gradient adds.
   // grad_recurrent [3H] is the gradient of W s + b. sums [3, H] holds, for each gate, W_gate^T times the gate's part of
   // grad_recurrent, where W_gate are the gate's rows of W. weight is [3H, H].
-  Values *const grad_recurrent = grad_state + hidden, *const sums = grad_recurrent + gate_units;
+  Values *const grad_recurrent = partial_grad_state + hidden, *const sums = grad_recurrent + gate_units;
   T* const weight = reinterpret_cast<T*>(sums + gate_units);
   const auto multiply = [&](int first_gate, int last_gate) {
     for (int v = first_gate * hidden + thread; v < (last_gate + 1) * hidden; v += threads) {
@@ -169,8 +170,8 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
   // Returns the gradient of a unit's previous state in step t.
   const auto prev_gradient = [&](int64_t t, int j, int l, int64_t lane) {
     if (is_reset(layer, t, lane)) return T{0};
-    const T sum = grad_state[j].lane[l] + sums[j].lane[l] + sums[hidden + j].lane[l];
-    // reset_before: grad_state already includes the sum of gate n, through q.
+    const T sum = partial_grad_state[j].lane[l] + sums[j].lane[l] + sums[hidden + j].lane[l];
+    // reset_before: partial_grad_state already includes the sum of gate n, through q.
     return layer.reset_after ? sum + sums[2 * hidden + j].lane[l] : sum;
   };
 
@@ -188,11 +189,11 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
         backward_reset_after(p, row, j, grad_next, s, &grad, unit_gradients);
         for (int gate = 0; gate < 3; ++gate) grad_recurrent[gate * hidden + j].lane[l] = unit_gradients[gate];
       } else {
-        grad = backward_reset_before_output(p, row, j, grad_next, s);
+        grad = backward_reset_before_z_n(p, row, j, grad_next, s);
         grad_recurrent[hidden + j].lane[l] = grad.z;
         grad_recurrent[2 * hidden + j].lane[l] = grad.n;
       }
-      grad_state[j].lane[l] = grad.state;
+      partial_grad_state[j].lane[l] = grad.state;
     });
     __syncthreads();
     if (!layer.reset_after) {
@@ -200,9 +201,9 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
       __syncthreads();
       for_block_units<kLanes>(layer, [&](int j, int l, int64_t lane) {
         const int64_t row = t * layer.lanes + lane;
-        const T s = p.prev_states[row * hidden + j];  // written by backward_reset_before_output
+        const T s = p.prev_states[row * hidden + j];  // written by backward_reset_before_z_n
         grad_recurrent[j].lane[l] =
-            backward_reset_before_gates(p, row, j, sums[2 * hidden + j].lane[l], s, &grad_state[j].lane[l]);
+            backward_reset_before_r(p, row, j, sums[2 * hidden + j].lane[l], s, &partial_grad_state[j].lane[l]);
       });
       __syncthreads();
     }

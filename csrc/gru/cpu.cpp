@@ -120,8 +120,8 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
   T* grad_state = grads.state != nullptr ? grads.state : scratch.take(lanes * hidden);
   const T* weight_n = padded.weight + 2 * hidden * hidden;
   const auto reset_after_step = GRF_DISPATCH(gru_reset_after_backward<T>);
-  const auto reset_before_output = GRF_DISPATCH(gru_reset_before_backward_output<T>);
-  const auto reset_before_gates = GRF_DISPATCH(gru_reset_before_backward_gates<T>);
+  const auto reset_before_z_n = GRF_DISPATCH(gru_reset_before_backward_z_n<T>);
+  const auto reset_before_r = GRF_DISPATCH(gru_reset_before_backward_r<T>);
   std::fill_n(grad_state, lanes * hidden, T{0});
   for (int64_t t = layer.steps - 1; t >= 0; --t) {
     // Returns the lane's row in step t of an array [T, B, factor * H].
@@ -142,16 +142,15 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
       });
     } else {
       padded.for_lanes([&](int64_t lane) {
-        reset_before_output(hidden, row(grad_output, 1, lane), padded.mask_of(t, lane), row(saved, 4, lane),
-                            padded.prev_state(output, t, lane), row(grad_gate_inputs, 3, lane),
-                            grad_state + lane * hidden);
+        reset_before_z_n(hidden, row(grad_output, 1, lane), padded.mask_of(t, lane), row(saved, 4, lane),
+                         padded.prev_state(output, t, lane), row(grad_gate_inputs, 3, lane),
+                         grad_state + lane * hidden);
       });
       multiply<T>(lanes, hidden, hidden, {row(grad_gate_inputs, 3, 0) + 2 * hidden, 3 * hidden}, {weight_n, hidden},
                   grad_q, hidden, /*add=*/false, padded.precision);
       padded.for_lanes([&](int64_t lane) {
-        reset_before_gates(hidden, row(saved, 4, lane), padded.prev_state(output, t, lane), grad_q + lane * hidden,
-                           row(grad_gate_inputs, 3, lane), step_grad_recurrent + lane * width,
-                           grad_state + lane * hidden);
+        reset_before_r(hidden, row(saved, 4, lane), padded.prev_state(output, t, lane), grad_q + lane * hidden,
+                       row(grad_gate_inputs, 3, lane), step_grad_recurrent + lane * width, grad_state + lane * hidden);
         clear_if_reset(lane, step_grad_recurrent, width);
       });
     }

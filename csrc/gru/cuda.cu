@@ -100,9 +100,9 @@ void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second_laun
   if (backward.layer.reset_after) {
     GRF_LAUNCH((gru_reset_after_backward_kernel<T>), blocks, kGruThreads, 0, stream, backward, t);
   } else if (!second_launch) {
-    GRF_LAUNCH((gru_reset_before_backward_output_kernel<T>), blocks, kGruThreads, 0, stream, backward, t);
+    GRF_LAUNCH((gru_reset_before_backward_z_n_kernel<T>), blocks, kGruThreads, 0, stream, backward, t);
   } else {
-    GRF_LAUNCH((gru_reset_before_backward_gates_kernel<T>), blocks, kGruThreads, 0, stream, backward, t);
+    GRF_LAUNCH((gru_reset_before_backward_r_kernel<T>), blocks, kGruThreads, 0, stream, backward, t);
   }
 }
 

@@ -122,8 +122,8 @@ __device__ __forceinline__ void backward_reset_after(const GruBackward<T>& p, in
 // reset_before, first half: computes the gradients of z and n, writes them to p.grad_gate_inputs and returns them. Also
 // returns the gradient of the previous state, without the contribution of q, and writes s to p.prev_states.
 template <typename T>
-__device__ __forceinline__ GruUnitGradient<T> backward_reset_before_output(const GruBackward<T>& p, int64_t row,
-                                                                           int64_t j, T grad_next, T s) {
+__device__ __forceinline__ GruUnitGradient<T> backward_reset_before_z_n(const GruBackward<T>& p, int64_t row, int64_t j,
+                                                                        T grad_next, T s) {
   const int64_t hidden = p.layer.hidden;
   const GruUnitGradient<T> grad = output_gradient(p, row, j, grad_next, s);
   T* grad_a = p.grad_gate_inputs + row * 3 * hidden + j;
@@ -136,8 +136,8 @@ __device__ __forceinline__ GruUnitGradient<T> backward_reset_before_output(const
 // reset_before, second half: from grad_q, the gradient of q = r s, computes the gradient of r, writes it to
 // p.grad_gate_inputs and returns it. Adds the contribution of q to grad_state, the gradient of the previous state.
 template <typename T>
-__device__ __forceinline__ T backward_reset_before_gates(const GruBackward<T>& p, int64_t row, int64_t j, T grad_q, T s,
-                                                         T* grad_state) {
+__device__ __forceinline__ T backward_reset_before_r(const GruBackward<T>& p, int64_t row, int64_t j, T grad_q, T s,
+                                                     T* grad_state) {
   const int64_t hidden = p.layer.hidden;
   const T r = p.saved[row * 4 * hidden + j], grad_r = grad_q * s * r * (1 - r);
   p.grad_gate_inputs[row * 3 * hidden + j] = grad_r;
@@ -233,27 +233,27 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_after_backward_kernel(G
   });
 }
 
-// Backward of step t, reset_before, first half: calls backward_reset_before_output for the units of all lanes and
+// Backward of step t, reset_before, first half: calls backward_reset_before_z_n for the units of all lanes and
 // writes the gradient of s to grad_state. The caller then computes grad_q, the gradient of n times W_n.
 //
 // Launch: see the top of the file. Reads 6 elements per unit and writes 4: 5.2 MB, 1.1 us.
 template <typename T>
-__global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_output_kernel(GruBackward<T> p, int64_t t) {
+__global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_z_n_kernel(GruBackward<T> p, int64_t t) {
   for_units(p.layer, t, [&](const GruUnit& u) {
     const T s = prev_state(p.layer, p.output, t, u.lane, u.j);
-    p.grad_state[u.i] = backward_reset_before_output(p, u.row, u.j, next_step_gradient(p, t, u), s).state;
+    p.grad_state[u.i] = backward_reset_before_z_n(p, u.row, u.j, next_step_gradient(p, t, u), s).state;
   });
 }
 
-// Backward of step t, reset_before, second half: calls backward_reset_before_gates for the units of all lanes, which
+// Backward of step t, reset_before, second half: calls backward_reset_before_r for the units of all lanes, which
 // adds to grad_state. The caller then adds the gradients of r and z times W_rz to grad_state.
 //
 // Launch: see the top of the file. Reads 4 elements per unit and writes 2: 3.1 MB, 0.7 us.
 template <typename T>
-__global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_gates_kernel(GruBackward<T> p, int64_t t) {
+__global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_r_kernel(GruBackward<T> p, int64_t t) {
   for_units(p.layer, t, [&](const GruUnit& u) {
     T grad_state = p.grad_state[u.i];
-    backward_reset_before_gates(p, u.row, u.j, p.grad_q[u.i], p.prev_states[u.row * p.layer.hidden + u.j], &grad_state);
+    backward_reset_before_r(p, u.row, u.j, p.grad_q[u.i], p.prev_states[u.row * p.layer.hidden + u.j], &grad_state);
     p.grad_state[u.i] = grad_state;
   });
 }

@@ -98,8 +98,9 @@ __device__ __forceinline__ bool find_entry(const PropagationArguments& args, uin
   }
   if (args.drop_threshold == 0) return true;
   const auto r = static_cast<uint32_t>(row), c = static_cast<uint32_t>(neighbor);
-  const philox::Words counter{philox::kStreamEdgeDropout, step, args.transposed ? c : r, args.transposed ? r : c};
-  return philox::philox4x32(counter, args.seed).w0 >= args.drop_threshold;
+  const philox::Words philox_counter{philox::kStreamEdgeDropout, step, args.transposed ? c : r,
+                                     args.transposed ? r : c};
+  return philox::philox4x32(philox_counter, args.seed).w0 >= args.drop_threshold;
 }
 
 // Adds up to 32 entries to the sums of columns first_column + 32 k + lane, for k < kColumns. Each lane of the warp

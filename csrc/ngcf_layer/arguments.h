@@ -25,8 +25,9 @@ struct NgcfMatrix {
   }
 };
 
-// The features multiplied by the matrices of P and of Q (without "+I"), both [n_rows, n_in]. Each row of the result
-// belongs to a node; self_index [n_rows] is the row of this node in `features`. If undefined, row i belongs to node i.
+// p and q [n_rows, n_in]: the features multiplied by the matrices of P and of Q (without "+I"). If P and Q share a
+// matrix, p serves for both and q is empty. Each row of the result belongs to a node; self_index [n_rows] is the row of
+// this node in `features`. If self_index is undefined, row i belongs to node i.
 struct NgcfPropagated {
   at::Tensor p, q, self_index;
 };
@@ -35,12 +36,12 @@ struct NgcfPropagated {
 struct NgcfArguments {
   at::Device device;
   at::Tensor features, weights;  // weights [2 n_in, n_out]: W1 above W2
-  at::Tensor rows, columns;
+  at::Tensor rows, columns;      // nodes of the output rows; nodes with given features. Undefined: all nodes
   NgcfMatrix p, q;
-  bool per_term;
+  bool per_term;  // LeakyReLU of P E W1 + b1 and of (Q E * E) W2 + b2 separately; else of their sum
   double slope, message_dropout, node_dropout;
   int64_t seed;
-  FirstStep step;  // the result of first_step
+  FirstStep step;  // the training step: a number, plus a counter on the GPU if the argument `step` was a tensor
   int64_t layer_index, n_rows, n_in, n_out;
 
   NgcfArguments(const at::Tensor& features, const at::Tensor& offsets, const std::optional<at::Tensor>& rows,
@@ -49,9 +50,9 @@ struct NgcfArguments {
                 double message_dropout, int64_t seed, const FirstStep& step, int64_t layer_index);
 
   bool shares_matrix() const { return p.name == q.name; }
-  int n_terms() const { return per_term ? 2 : 1; }
-  // Returns the number of columns of the inputs in one product with weights.
-  int64_t term_width() const { return per_term ? n_in : 2 * n_in; }
+  // Return the number of products of `inputs` [n_rows, 2 n_in] with the weights, and the columns of inputs in each.
+  int n_products() const { return per_term ? 2 : 1; }
+  int64_t product_width() const { return per_term ? n_in : 2 * n_in; }
   at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, features.options()); }
   PropagationOptions propagation(const NgcfMatrix& matrix, bool transposed) const {
     return {matrix.name, node_dropout, seed, step, transposed};
@@ -73,9 +74,8 @@ struct NgcfArguments {
   MessageDropout dropout() const;
 };
 
-// The gradients that the backward pass computes before it multiplies by the graph's matrices. propagated_q is undefined
-// if P and Q differ at most in "+I". Then P and Q share a matrix, and propagated_p is the gradient of the features
-// multiplied by this matrix.
+// The gradients that the backward pass computes before it multiplies by the graph's matrices: of NgcfPropagated::p and
+// q, and of the features of each row's own node. If P and Q share a matrix, propagated_q is undefined.
 struct NgcfGradientTensors {
   at::Tensor propagated_p, propagated_q, self_features;  // [n_rows, n_in]
   at::Tensor weights, bias_1, bias_2;                    // [2 n_in, n_out], [n_out], [n_out]

@@ -78,13 +78,13 @@ void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool 
     T* inputs = scratch.take(kRowsPerBlock * 2 * n_in);
     T* grad_inputs = scratch.take(kRowsPerBlock * 2 * n_in);
     GRF_DISPATCH(make_inputs<T>)(layer, begin, count, inputs);
-    const int n_terms = per_term ? 2 : 1;
-    for (int term = 0; term < n_terms; ++term) {
+    const int n_products = per_term ? 2 : 1;
+    for (int product = 0; product < n_products; ++product) {
       T* grad_sums = scratch.take(kRowsPerBlock * n_out);
       GRF_DISPATCH(activate_backward<T>)
-      (layer, count, grad_out + begin * n_out, flags + begin * n_out, term == 0 ? kFirstPositive : kSecondPositive,
-       grad_sums, grad_bias + term * n_out);
-      const int64_t first_column = term * n_in, n_columns = per_term ? n_in : 2 * n_in;  // columns of the term's inputs
+      (layer, count, grad_out + begin * n_out, flags + begin * n_out, product == 0 ? kFirstPositive : kSecondPositive,
+       grad_sums, grad_bias + product * n_out);
+      const int64_t first_column = product * n_in, n_columns = per_term ? n_in : 2 * n_in;  // of `inputs`
       multiply<T>(count, n_columns, n_out, {grad_sums, n_out}, {transposed_weights + first_column, 2 * n_in},
                   grad_inputs + first_column, 2 * n_in);
       multiply<T>(n_columns, n_out, count, {inputs + first_column, 1, 2 * n_in}, {grad_sums, n_out},

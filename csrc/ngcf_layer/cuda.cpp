@@ -33,9 +33,9 @@ void ngcf_forward(const NgcfArguments& args, const NgcfPropagated& propagated, c
   AT_DISPATCH_FLOATING_TYPES(args.features.scalar_type(), "ngcf_layer", [&] {
     const auto layer = args.layer<scalar_t>(propagated);
     make_inputs(layer.rows, inputs.mutable_data_ptr<scalar_t>(), stream);
-    for (int term = 0; term < args.n_terms(); ++term) {
-      const int64_t first_column = term * args.n_in, n_columns = args.term_width();
-      at::mm_out(term == 0 ? out : product_2, inputs.narrow(1, first_column, n_columns),
+    for (int product = 0; product < args.n_products(); ++product) {
+      const int64_t first_column = product * args.n_in, n_columns = args.product_width();
+      at::mm_out(product == 0 ? out : product_2, inputs.narrow(1, first_column, n_columns),
                  args.weights.narrow(0, first_column, n_columns));
     }
     const ActivationOperands<scalar_t> operands{bias_1.const_data_ptr<scalar_t>(), bias_2.const_data_ptr<scalar_t>(),
@@ -51,20 +51,20 @@ void ngcf_backward(const NgcfArguments& args, const NgcfPropagated& propagated, 
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   const cudaStream_t stream = current_stream(args.device);
   const int64_t n_rows = args.n_rows, n_in = args.n_in, n_out = args.n_out;
-  Tensor grad_sums = args.empty({args.n_terms(), n_rows, n_out}), inputs = args.empty({n_rows, 2 * n_in});
+  Tensor grad_sums = args.empty({args.n_products(), n_rows, n_out}), inputs = args.empty({n_rows, 2 * n_in});
   AT_DISPATCH_FLOATING_TYPES(args.features.scalar_type(), "ngcf_layer_backward", [&] {
     const auto layer = args.layer<scalar_t>(propagated);
     auto* const grad_sum_1 = grad_sums.mutable_data_ptr<scalar_t>();
     activate_backward(layer.units, grad_out.const_data_ptr<scalar_t>(), flags.const_data_ptr<uint8_t>(), grad_sum_1,
                       args.per_term ? grad_sum_1 + n_rows * n_out : nullptr, stream);
     make_inputs(layer.rows, inputs.mutable_data_ptr<scalar_t>(), stream);
-    for (int term = 0; term < args.n_terms(); ++term) {
-      const int64_t first_column = term * n_in, n_columns = args.term_width();
-      Tensor term_inputs = inputs.narrow(1, first_column, n_columns);
+    for (int product = 0; product < args.n_products(); ++product) {
+      const int64_t first_column = product * n_in, n_columns = args.product_width();
+      Tensor product_inputs = inputs.narrow(1, first_column, n_columns);
       Tensor grad_weights = grads.weights.narrow(0, first_column, n_columns);
-      at::mm_out(grad_weights, term_inputs.t(), grad_sums[term]);
+      at::mm_out(grad_weights, product_inputs.t(), grad_sums[product]);
       // The gradient of the inputs overwrites the inputs, which nothing reads again.
-      at::mm_out(term_inputs, grad_sums[term], args.weights.narrow(0, first_column, n_columns).t());
+      at::mm_out(product_inputs, grad_sums[product], args.weights.narrow(0, first_column, n_columns).t());
     }
     make_inputs_backward(layer.rows, inputs.const_data_ptr<scalar_t>(), grads.propagated_p.mutable_data_ptr<scalar_t>(),
                          mutable_data_or_null<scalar_t>(grads.propagated_q),

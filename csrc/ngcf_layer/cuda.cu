@@ -93,9 +93,9 @@ __global__ void __launch_bounds__(kNgcfThreads)
     Columns<uint8_t, N> flags;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const philox::Words counter{dropout.stream, step, node, static_cast<uint32_t>(group.column + j)};
+      const philox::Words philox_counter{dropout.stream, step, node, static_cast<uint32_t>(group.column + j)};
       const bool keeps =
-          dropout.drop_threshold == 0 || philox::philox4x32(counter, dropout.seed).w0 >= dropout.drop_threshold;
+          dropout.drop_threshold == 0 || philox::philox4x32(philox_counter, dropout.seed).w0 >= dropout.drop_threshold;
       const T sum_1 = out.at[j] + (operands.product_2 == nullptr ? bias_1.at[j] + bias_2.at[j] : bias_1.at[j]);
       T result = leaky_relu(sum_1, units.slope);
       int unit_flags = (sum_1 > 0 ? kFirstPositive : 0) | (keeps ? kKept : 0);

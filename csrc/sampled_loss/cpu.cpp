@@ -40,7 +40,8 @@ struct RowScratch;
 template <typename T>
 int64_t SampledLoss<T>::score_stride() const {
   const int64_t multiple = kAlignment / static_cast<int64_t>(sizeof(T));
-  return std::max((columns() + (in_batch ? 0 : 1) + multiple - 1) / multiple, int64_t{1}) * multiple;
+  const int64_t target_columns = in_batch ? 0 : 1;  // without in_batch, column n is the row's own target
+  return std::max((columns() + target_columns + multiple - 1) / multiple, int64_t{1}) * multiple;
 }
 
 template <typename T>
@@ -62,20 +63,22 @@ T SampledLoss<T>::offset(int64_t j) const {
 }
 
 template <typename T>
-T SampledLoss<T>::score_row(int64_t i, const ScoreColumns<T>& columns, T* scores, T* work) const {
+T SampledLoss<T>::differentiate_row(int64_t i, const ScoreColumns<T>& columns, T* scores, T* work) const {
   if (!is_live(i)) {
-    std::fill_n(scores, columns.size, T{0});
+    std::fill_n(scores, columns.size, T{0});  // the gradients
     return 0;
   }
-  const int64_t target = in_batch ? i : n;
-  const T product = in_batch ? scores[target] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
+  const int64_t target_column = in_batch ? i : n;
+  // The target's score is passed separately, because with in_batch mask_hits masks the target's column, too.
+  const T target_product =
+      in_batch ? scores[target_column] : GRF_DISPATCH(dot<T>)(hidden + i * width, rows + i * width, width);
   if (ids != nullptr) GRF_DISPATCH(mask_hits<T>)(scores, ids + first_item(), this->columns(), ids[i]);
-  return GRF_DISPATCH(loss_row<T>)(options, scores, columns, target, product + offset(i), work);
+  return GRF_DISPATCH(loss_row<T>)(options, scores, columns, target_column, target_product + offset(i), work);
 }
 
 template <typename T>
-void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores,
-                                T* losses) const {
+void SampledLoss<T>::differentiate_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores,
+                                        T* losses) const {
   const int64_t size = columns.size;
   const Matrix<T> states{hidden + begin * width, width}, items{rows + first_item() * width, width};
   multiply(n_rows, this->columns(), width, states, items.transposed(), grad_scores, size, /*add=*/false, precision);
@@ -83,7 +86,9 @@ void SampledLoss<T>::score_rows(int64_t begin, int64_t n_rows, const ScoreColumn
   at::parallel_for(0, n_rows, std::max<int64_t>(1, 8192 / size), [&](int64_t first, int64_t last) {
     Scratch<T, RowScratch> work(2 * size);
     T* memory = work.take(2 * size);
-    for (int64_t i = first; i < last; ++i) losses[i] = score_row(begin + i, columns, grad_scores + i * size, memory);
+    for (int64_t i = first; i < last; ++i) {
+      losses[i] = differentiate_row(begin + i, columns, grad_scores + i * size, memory);
+    }
   });
 }
 
@@ -131,7 +136,7 @@ T loss_and_gradients(const SampledLoss<T>& problem, double scale, const LossGrad
   if (m == 0) std::fill_n(grads.rows, n * width, T{0});
   for (int64_t begin = 0; begin < m; begin += tile) {
     const int64_t n_rows = std::min(tile, m - begin);
-    problem.score_rows(begin, n_rows, score_columns, scores, losses + begin);
+    problem.differentiate_rows(begin, n_rows, score_columns, scores, losses + begin);
     if constexpr (std::is_same_v<T, float>) {
       if (problem.precision == Precision::bf16) round_to_bf16(scores, n_rows * size);
     }

@@ -43,7 +43,8 @@ struct SampledLoss {
 
   // For rows [begin, begin + n_rows), computes grad_scores [n_rows, score_stride()], the gradients of the scores, and
   // the losses [n_rows] without the factor options.scale.
-  void score_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores, T* losses) const;
+  void differentiate_rows(int64_t begin, int64_t n_rows, const ScoreColumns<T>& columns, T* grad_scores,
+                          T* losses) const;
 
   // Computes grad_hidden [n_rows, H] from the gradients of n_rows rows of scores. Without in_batch, grad_hidden
   // lacks the gradient through the score of the row's own target.
@@ -54,7 +55,7 @@ struct SampledLoss {
   T offset(int64_t j) const;  // bias - log_q of item j of `rows`
   // Replaces row i of the matrix product, `scores`, by the gradient of the scores. Returns the row's loss. `work` is
   // memory for 2 * score_stride() elements.
-  T score_row(int64_t i, const ScoreColumns<T>& columns, T* scores, T* work) const;
+  T differentiate_row(int64_t i, const ScoreColumns<T>& columns, T* scores, T* work) const;
 };
 
 // Memory for the gradients of `hidden` [M, H], `rows` [M + N, H] and `bias` [M + N].

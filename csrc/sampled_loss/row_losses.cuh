@@ -37,8 +37,8 @@ struct RowSums {
     }
     return exp(x - highest);
   }
-  // Adds the sums of other columns. If `highest` equals other.highest, they are not subtracted: -inf - -inf would be
-  // NaN. A NaN that comes from the scores stays in the sums.
+  // Adds the sums of other columns. If the two `highest` are equal, their difference is not computed: -inf - -inf would
+  // be NaN. A NaN that comes from the scores stays in the sums.
   __device__ __forceinline__ void merge(const RowSums& other) {
     const T top = other.highest > highest ? other.highest : highest;
     const T scale = highest == top ? T{1} : exp(highest - top);
@@ -79,7 +79,7 @@ __device__ __forceinline__ T inverse_or_zero(T total) {
 
 // One specialization per loss. Each has
 //   Sums      the type of the sums
-//   add       adds a column with score x and a count to the sums
+//   add       adds a column with score x and a count to all sums except values[0], which the caller counts
 //   RowLoss   the constructor, which computes `loss` and `grad_target`, the gradient of the own target's score
 //   gradient  returns the gradient of a column's score
 // x and `target`, the own target's score, are scores after the ELU. Gradients include the factor options.scale, losses
@@ -142,7 +142,7 @@ struct RowLoss<T, RankingLoss::bpr_max> {
     return through_elu(
         s * ((mean_sigmoid + (p.slope - p.value)) * inverse_mean + bpreg * (x * x - mean_square + 2 * x)), x);
   }
-  // Returns the gradient before the ELU whose result is x: x + elu is the ELU's derivative.
+  // Returns the gradient of the ELU's input, given the gradient of its result x. For x <= 0 the derivative is x + elu.
   __device__ __forceinline__ T through_elu(T grad, T x) const { return elu == 0 || x > 0 ? grad : grad * (x + elu); }
 };
 

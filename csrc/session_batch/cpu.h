@@ -16,8 +16,8 @@ namespace grf {
 void check_sessions(const at::Tensor& items, const at::Tensor& offsets, const std::optional<at::Tensor>& order,
                     const at::Tensor& lane_session, const at::Tensor& lane_position, const at::Tensor& cursor);
 
-// Makes the mini-batches of an epoch. The tensors lane_session, lane_position and cursor hold the position in the
-// epoch. Only `write_state` writes them, so that an error in the log leaves them unchanged.
+// Makes the mini-batches of an epoch. The tensors lane_session, lane_position and cursor hold the position in the epoch
+// (see session_batch.cpp). Only `write_state` writes them, so that an error in the log leaves them unchanged.
 class SessionBatcher {
  public:
   // Reads the position. The arguments are those of the operator. Raises ValueError.

@@ -1,8 +1,9 @@
 // The operator session_batch: checks arguments and allocates results. Specification: gru4rec_fast/ops/session_batch.py.
 //
-// The tensors lane_session, lane_position and cursor hold the position in the epoch. A call continues from it and
-// updates the tensors in-place. Before the update, the kernels check the values of the tensors, of `order` and of
-// `offsets`.
+// The position in the epoch is held by three tensors: lane_session and lane_position have the order_index and position
+// of each SessionLane; `cursor` is the index in `order` of the next session to start. A call continues from the
+// position and updates the tensors in-place. Before the update, the kernels check the values of the tensors, of `order`
+// and of `offsets`.
 #include "session_batch/session_batch.h"
 
 #include <ATen/ops/empty.h>

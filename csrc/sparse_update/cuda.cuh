@@ -44,6 +44,7 @@ __device__ __forceinline__ void update_columns(const Options& options, const Col
   Columns<T, N> w = load_columns<T, N>(weight), s1 = {}, s2 = {};
   if (state_1 != nullptr) s1 = load_columns<T, N>(state_1);
   if (state_2 != nullptr) s2 = load_columns<T, N>(state_2);
+  // weight_change also updates s1 and s2.
   for (int j = 0; j < N; ++j) w.at[j] += weight_change(options, grad.at[j], s1.at[j], s2.at[j]);
   if (state_1 != nullptr) store_columns(state_1, s1);
   if (state_2 != nullptr) store_columns(state_2, s2);

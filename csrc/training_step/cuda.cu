@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kStepThreads) step_gather_kernel(StepGather<T>
 
 // Stores the losses of a block of training steps and decides whether to update the weights. The weights are not updated
 // if a loss of this or an earlier block was infinite or NaN, or if no step of the block is active. A step is active if
-// it has enough live lanes.
+// it has at least as many live lanes as the loader's min_live.
 //
 // Launch: one warp, no shared memory; threads take steps in strides of 32. The kernel moves a few bytes; the bottleneck
 // is the launch.

@@ -115,7 +115,7 @@ void OutputTable<T>::prepare(const T* hidden, const int64_t* targets, int64_t la
 template <typename T>
 void OutputTable<T>::score_lanes(int64_t first, int64_t count, T* grad_hidden) {
   T* scores = grad_scores_ + first * problem_.score_stride();
-  problem_.score_rows(first, count, score_columns_, scores, losses_.data() + first);
+  problem_.differentiate_rows(first, count, score_columns_, scores, losses_.data() + first);
   problem_.hidden_gradient(count, scores, grad_hidden + first * width());
 }
 

@@ -41,7 +41,7 @@ struct StepGather {
 template <typename T>
 struct StepStoreLosses {
   const T* losses;     // [steps]
-  const bool* active;  // [steps], false for steps without enough live lanes
+  const bool* active;  // [steps], false for steps with fewer live lanes than the loader's min_live
   int64_t steps;
   bool* stopped;   // [], updated: true once a loss was infinite or NaN
   T* step_losses;  // [steps], written: the losses, 0 for inactive steps

@@ -112,7 +112,7 @@ class FolderFormat:
     Attributes:
         name: value of "format" in meta.json.
         title: name of the kind in error messages, such as "session store".
-        verb: what a user does to write such a folder, for error messages: "prepare" or "save".
+        writing_verb: what a user does to write such a folder, for error messages: "prepare" or "save".
         counts: keys of meta.json that hold sizes.
         arrays: names of the arrays that `write_array_folder` writes.
         parent_format: "format" of folders that contain folders of this kind, and list their names under "parts" in
@@ -122,7 +122,7 @@ class FolderFormat:
 
     name: str
     title: str
-    verb: str
+    writing_verb: str
     counts: tuple[str, ...]
     arrays: tuple[str, ...]
     parent_format: str = ""
@@ -146,7 +146,7 @@ class ArrayFolder:
     """
 
     def __init__(self, path: str | Path, folder_format: FolderFormat) -> None:
-        title, verb = folder_format.title, folder_format.verb
+        title, verb = folder_format.title, folder_format.writing_verb
         self.path, self._advice = Path(path), f"{verb} the {title} again"
         try:
             meta = read_meta(self.path)

@@ -68,7 +68,7 @@ def evaluation_view(module: nn.Module, impl: str) -> Any:
     """
     view = copy.copy(module)
     children = {name: child and evaluation_view(child, impl) for name, child in module._modules.items()}
-    # Without `forward` and `_compiled_call_impl`, which, if they are set, call the module and not its copy.
+    # If the module has its own `forward` or `_compiled_call_impl`, they call the module itself, so the copy drops them.
     vars(view).pop("forward", None)
     vars(view).update(training=False, _modules=children, _compiled_call_impl=None)
     if "impl" in vars(view):

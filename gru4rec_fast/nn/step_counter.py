@@ -27,8 +27,8 @@ class StepCounter(Seeded, nn.Module):
         seed: seed of the dropout masks; None draws one from torch's CPU generator.
 
     Buffers: step int64 [], the number of the next step; dropout_seed int64 [], the seed, so that a state dict contains
-    it. Both are None in a module that a network has made, and then the network has them. State dicts of versions that
-    did not count load, too: the count starts at 0.
+    it. Both are None in a module that a network has made, and then the network has them. A state dict saved by a
+    version without this count can be loaded, too; the count then starts at 0.
     """
 
     step: Tensor | None

@@ -97,6 +97,7 @@ def ngcf_layer(
     _check_options(P, Q, activation, negative_slope, message_dropout, layer)
     chosen = resolve(impl, "ngcf_layer", features.device.type)
     is_fused = chosen != "reference" and features.dtype in FUSED_DTYPES
+    # The step's number is step + counter; a `step` that is a tensor becomes the counter.
     step, counter = split_step(seed, step, 1, features.device, reads_value=chosen == "reference")
     options = (
         P,
@@ -116,7 +117,7 @@ def ngcf_layer(
         _check_rows_among(rows, columns)
 
     def with_counter(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return a public function with the arguments `step` and `counter` of its reference."""
+        """Wrap a public operator so that it can be called with a reference's `step` and `counter`."""
         return lambda *args, step, counter, **options: function(
             *args, step=step if counter is None else counter, impl=impl, **options
         )

@@ -194,8 +194,8 @@ def score_matrix(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the scores [M, columns], the column of each target [M], and a mask (bool [M, columns], True: unmasked).
 
-    The loss does not use masked scores. Scores of -inf are masked, except for those of targets, and 0 is returned for
-    them: a factor of 0 in the backward pass would turn -inf into NaN.
+    The loss does not use masked scores. A score of -inf is masked and returned as 0, unless it is a target's: a factor
+    of 0 in the backward pass would turn -inf into NaN.
     """
     m = hidden.shape[0]
     hidden, rows = widened(hidden), widened(rows)

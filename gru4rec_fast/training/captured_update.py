@@ -4,8 +4,9 @@ An update has A blocks of T steps. For each block, `run_update` gathers table ro
 Then it updates all weights. An `UpdatePlan` has the inputs, which are computed before the update, and the tensors for
 the results.
 
-`ops/training_step.py` describes the operators: `step_gather` gathers table rows, `step_store_losses_` stores the losses
-and checks that they are finite, `step_apply_` updates whole weights, `step_rows_` updates rows of a table.
+`ops/training_step.py` describes the operators: `step_gather` gathers table rows, `step_store_losses_` stores the
+losses, checks that they are finite and sets `UpdatePlan.enabled`, `step_apply_` updates whole weights, `step_rows_`
+updates rows of a table.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class UpdatePlan:
         items: int64 [S, C], scored items; -1 is padding.
         reset: bool [S, B], whether the hidden state is set to zero before the step.
         live: bool [S, B], whether the lane has a target.
-        active: bool [S], whether the step has enough live lanes.
+        active: bool [S], whether the step has at least `min_live` live lanes (see `UpdatesShape`).
         loss_weight: [S], weight of the step's loss in the loss of the update; None: 1.
         sorted_rows: for each table, the row indices of all gradients in ascending order, and the permutation that sorts
             them. The output table is first; the input table is second, unless it is the output table.
@@ -138,8 +139,8 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
         enabled = plan.enabled[0]
         _apply(context, grads.weights, states, enabled)
     else:
-        # Blocks of padding come last, so if the first block is not enabled, no block is. A loss that is not finite in
-        # any block has set `stopped`.
+        # An update with fewer than A blocks is padded at its end with blocks without an active step. So if the first
+        # block is not enabled, no block is. If a loss of any block was NaN or infinite, `stopped` is set.
         enabled = plan.enabled[0] & ~context.stopped
         _apply(context, grads.weights, ([], []), enabled)
     _update_tables(context, plan, grads, enabled)
@@ -148,7 +149,10 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
 def _run_block(
     context: UpdateContext, plan: UpdatePlan, steps: slice, enabled: Tensor, grads: _Gradients
 ) -> list[Tensor]:
-    """Run the steps of a block forward and backward; add to `grads`; return the outputs [T, B, H] of each layer."""
+    """Run the steps of a block forward and backward; return the outputs [T, B, H] of each layer.
+
+    Adds to `grads`, and sets `enabled` by `step_store_losses_`.
+    """
     criterion, output = context.criterion, context.network.output
     embedding_mask = plan.masks.get(STREAM_EMBEDDING_DROPOUT)
     mask = None if embedding_mask is None else embedding_mask[steps]

@@ -78,8 +78,8 @@ class GraphEpochRunner:
     def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
         """Run the current epoch to its end.
 
-        `between_updates` is called after each mini-batch. It returns the maximum number of mini-batches until the next
-        call. This number is ignored, because it is at least 1.
+        `between_updates` is called after each mini-batch. The maximum number of mini-batches that it returns never
+        forbids this, so it is ignored.
         """
         position, memory, batch_size = self.position, self.memory, self.sampler.batch_size
         self.network.train()
@@ -111,7 +111,11 @@ class GraphEpochRunner:
         self.position = TrainingPosition(self.position.epoch + 1, self.position.step)
 
     def read_losses(self) -> None:
-        """Add all losses so far to `position`. Raises TrainingDiverged if a loss is NaN or infinite."""
+        """Add the losses that are still on the device to `position`.
+
+        Raises:
+            TrainingDiverged: a loss is NaN or infinite.
+        """
         self._losses.read(self.position)
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

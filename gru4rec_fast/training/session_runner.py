@@ -279,7 +279,11 @@ class SessionEpochRunner:
         self.position, self.hidden = TrainingPosition(self.position.epoch + 1, self.position.step), None
 
     def read_losses(self) -> None:
-        """Add all losses so far to `position`. Raises TrainingDiverged if a loss is NaN or infinite."""
+        """Add the losses that are still on the device to `position`.
+
+        Raises:
+            TrainingDiverged: a loss is NaN or infinite.
+        """
         self._losses.read(self.position)
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

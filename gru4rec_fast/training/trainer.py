@@ -60,7 +60,7 @@ class EpochRunner(Protocol):
         """Return a line of text to show before training, or None."""
 
     def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
-        """Run the current epoch from `position` to its end.
+        """Run the current epoch from `position` to its end. Then `position` includes all of its losses.
 
         Calls `between_updates` where the training may be saved or stopped. It returns the maximum number of
         mini-batches until the next call; None means no limit.
@@ -70,7 +70,11 @@ class EpochRunner(Protocol):
         """Advance `position` to the start of the next epoch."""
 
     def read_losses(self) -> None:
-        """Add all losses so far to `position`. Raises TrainingDiverged if a loss is NaN or infinite."""
+        """Add the losses that are still on the device to `position`.
+
+        Raises:
+            TrainingDiverged: a loss is NaN or infinite.
+        """
 
     def checkpoint_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors and JSON values that this runner needs to resume, without weights and optimizer state."""

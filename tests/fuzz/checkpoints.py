@@ -58,7 +58,8 @@ def _replaced(value: Any, path: list[Any], new: Any) -> Any:
     return value
 
 
-FILES: dict[str, dict[str, bytes]] = {}  # by model: last.safetensors in an epoch, and a file of `save`
+# By model: last.safetensors after the first of two epochs, and the file that `save` writes.
+FILES: dict[str, dict[str, bytes]] = {}
 for name, make in MAKE.items():
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -117,7 +118,7 @@ def _damaged(content: bytes, damage: dict[str, Any]) -> bytes:
             else:
                 header[damage["tensor"]] = entry | {key: damage[key] for key in ("dtype", "shape") if key in damage}
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, ZeroDivisionError, OverflowError):
-        return content  # an earlier damage
+        return content  # an earlier damage removed what this one would change
     return _pack(header, data)
 
 
@@ -155,6 +156,7 @@ TARGET = Target(
         )
     ),
     run=run,
-    # Damaged ids and weights are valid, but do not fit the queries and the test data.
+    # An error message must contain one of these words. The last four: damaged ids or weights can be loaded, and fail
+    # only when used.
     subjects=lambda case, folder: [str(folder), "checkpoint", "vocabulary", "training", "NaN score", "k=2"],
 )

@@ -16,8 +16,12 @@ PARAMETERS = [
     ("top1-max", {}),
     ("bpr", {}),
 ]
-# Columns that are not visible to a row: none; other lanes' targets; those with the target's id; dead lanes' targets.
-VISIBILITIES = ["all", "no_in_batch", "no_accidental_hits", "dead_lanes"]
+VISIBILITIES = [  # columns of the scores that a lane does not see
+    "all",  # none
+    "no_in_batch",  # other lanes' targets
+    "no_accidental_hits",  # those with the target's id
+    "dead_lanes",  # dead lanes' targets
+]
 
 
 def sigmoid(x):

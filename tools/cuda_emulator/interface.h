@@ -79,7 +79,7 @@ void set_seed(uint64_t seed);
 void set_block_limit(int64_t blocks);
 // Returns the maximum number of blocks of a grid whose threads loop over tasks (blocks_for in common/simt.cuh). This
 // maximum is small, so that tests cover the loop, and because fibers are slower than loop iterations. With a limit by
-// set_block_limit, the maximum is as large as on a GPU.
+// set_block_limit, the maximum is CUDA's.
 int64_t max_grid_blocks();
 // Returns the number of launches since set_seed.
 int64_t launches();

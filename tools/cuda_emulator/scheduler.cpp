@@ -276,7 +276,8 @@ void set_block_limit(int64_t blocks) {
   emulator().block_limit = blocks;
 }
 int64_t max_grid_blocks() {
-  return emulator().block_limit > 0 ? int64_t{0x7FFFFFFF} : 16;
+  constexpr int64_t kCudaGridLimit = 0x7FFFFFFF, kSmallMaximum = 16;  // interface.h says why it is small
+  return emulator().block_limit > 0 ? kCudaGridLimit : kSmallMaximum;
 }
 int64_t launches() {
   return emulator().n_launches;

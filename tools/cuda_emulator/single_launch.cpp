@@ -16,21 +16,21 @@ T* find_tensor(const TensorAddresses& addresses, const char* name) {
 // Operand is float, or uint16_t for the bits of bfloat16.
 template <typename Operand>
 void make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, const TensorAddresses& addresses) {
-  cuda::ScoreRows<Operand> rows{};
-  rows.options = {RankingLoss::cross_entropy, /*elu=*/0, /*bpreg=*/0, /*smoothing=*/0, /*scale=*/1};
-  rows.m = rows.n_rows = m;
-  rows.n = n;
-  rows.width = width;
-  rows.stride = stride;
-  rows.hidden = find_tensor<Operand>(addresses, "hidden");
-  rows.rows = find_tensor<Operand>(addresses, "rows");
-  rows.scores = find_tensor<float>(addresses, "scores");
-  rows.grads = find_tensor<Operand>(addresses, "grads");
-  rows.losses = find_tensor<float>(addresses, "losses");
-  rows.grad_hidden = find_tensor<float>(addresses, "grad_hidden");
-  rows.grad_rows = find_tensor<float>(addresses, "grad_rows");
-  rows.grad_bias = find_tensor<float>(addresses, "grad_bias");
-  cuda::make_losses(rows, /*stream=*/nullptr);
+  cuda::ScoreRows<Operand> arguments{};
+  arguments.options = {RankingLoss::cross_entropy, /*elu=*/0, /*bpreg=*/0, /*smoothing=*/0, /*scale=*/1};
+  arguments.m = arguments.n_rows = m;
+  arguments.n = n;
+  arguments.width = width;
+  arguments.stride = stride;
+  arguments.hidden = find_tensor<Operand>(addresses, "hidden");
+  arguments.rows = find_tensor<Operand>(addresses, "rows");
+  arguments.scores = find_tensor<float>(addresses, "scores");
+  arguments.grads = find_tensor<Operand>(addresses, "grads");
+  arguments.losses = find_tensor<float>(addresses, "losses");
+  arguments.grad_hidden = find_tensor<float>(addresses, "grad_hidden");
+  arguments.grad_rows = find_tensor<float>(addresses, "grad_rows");
+  arguments.grad_bias = find_tensor<float>(addresses, "grad_bias");
+  cuda::make_losses(arguments, /*stream=*/nullptr);
 }
 
 }  // namespace
@@ -41,12 +41,12 @@ void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, boo
 }
 
 void launch_make_score_offsets(int64_t m, int64_t n, const TensorAddresses& addresses) {
-  cuda::ScoreOffsets<float> columns{};
-  columns.m = m;
-  columns.n = n;
-  columns.bias = find_tensor<float>(addresses, "bias");
-  columns.offsets = find_tensor<float>(addresses, "offsets");
-  cuda::make_score_offsets(columns, /*stream=*/nullptr);
+  cuda::ScoreOffsets<float> arguments{};
+  arguments.m = m;
+  arguments.n = n;
+  arguments.bias = find_tensor<float>(addresses, "bias");
+  arguments.offsets = find_tensor<float>(addresses, "offsets");
+  cuda::make_score_offsets(arguments, /*stream=*/nullptr);
 }
 
 }  // namespace grf

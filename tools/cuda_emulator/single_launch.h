@@ -16,7 +16,8 @@ using TensorAddresses = std::map<std::string, uintptr_t>;
 // All m rows of scores are processed together. `stride` is the number of elements from one row of scores to the next.
 void launch_make_losses(int64_t m, int64_t n, int64_t width, int64_t stride, bool is_bfloat16,
                         const TensorAddresses& addresses);
-// Launches cuda::make_score_offsets for m targets and n negatives. Only the bias is added to the scores of a column.
+// Launches cuda::make_score_offsets for m targets and n negatives. An offset is a column's bias minus its log_q, which
+// is 0 here.
 void launch_make_score_offsets(int64_t m, int64_t n, const TensorAddresses& addresses);
 
 }  // namespace grf

@@ -33,7 +33,7 @@ FORMAT, PREPARED_FORMAT = "gru4rec_fast.interaction_graph", "gru4rec_fast.prepar
 _FOLDER_FORMAT = FolderFormat(
     name=FORMAT,
     title="interaction graph",
-    verb="save",
+    writing_verb="save",
     counts=("n_users", "n_items", "n_edges"),
     arrays=("offsets", "neighbors"),
     parent_format=PREPARED_FORMAT,
@@ -197,8 +197,8 @@ class InteractionGraph:
 
         Args:
             matrix: users x items; or, with `n_users`, the symmetric adjacency matrix over users, then items.
-            n_users: number of users of an adjacency matrix; None for a users x items matrix, which may be symmetric
-                only if it is diagonal or if `like` is given.
+            n_users: number of users of an adjacency matrix; None for a users x items matrix. Without n_users, a
+                symmetric matrix is taken for an adjacency matrix and refused, unless it is diagonal or `like` is given.
             like: a graph with the same numbers of users and items. The new graph gets the ids of `like`.
 
         Raises:
@@ -273,6 +273,7 @@ class InteractionGraph:
         """
         users = Vocabulary(np.unique(all_user_ids)) if like is None else like.users
         items = Vocabulary(np.unique(item_ids)) if like is None else like.items
+        # index_of_any_kind takes 7 and "7" for the same id.
         user_index, item_index = users.index_of_any_kind(user_ids), items.index_of_any_kind(item_ids)
         known = (user_index >= 0) & (item_index >= 0)
         dropped = {

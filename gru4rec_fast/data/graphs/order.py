@@ -44,6 +44,7 @@ def align_indices(graph: InteractionGraph, like: InteractionGraph) -> Interactio
         return graph
     if (len(graph.users), len(graph.items)) != (len(like.users), len(like.items)):
         return graph
+    # index_of_any_kind takes 7 and "7" for the same id.
     user_index = like.users.index_of_any_kind(graph.users.ids)
     item_index = like.items.index_of_any_kind(graph.items.ids)
     if (user_index < 0).any() or (item_index < 0).any():

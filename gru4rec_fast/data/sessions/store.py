@@ -31,7 +31,7 @@ FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_l
 _FOLDER_FORMAT = FolderFormat(
     name=FORMAT,
     title="session store",
-    verb="prepare",
+    writing_verb="prepare",
     counts=("n_events", "n_sessions", "n_items", "n_targets", "n_short_sessions"),
     arrays=("offsets", "start_times", "end_times", "support"),
     # Folder written by `prepare`, which contains several stores; opening it by mistake gets a hint.
