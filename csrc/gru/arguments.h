@@ -2,11 +2,10 @@
 // allocates the results. gru/cuda.cpp computes the results on a GPU.
 #pragma once
 
-#include <ATen/ops/empty.h>
-
 #include <optional>
 #include <string_view>
 
+#include "common/huge_pages.h"
 #include "common/operator.h"
 #include "gru/gru.h"
 
@@ -30,7 +29,7 @@ struct GruArguments {
   at::Tensor sequence(const at::Tensor& tensor, const char* name, int64_t factor) const {
     return contiguous(tensor, name, {steps, lanes, factor * hidden}, state.scalar_type(), device);
   }
-  at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, state.options()); }
+  at::Tensor empty(at::IntArrayRef shape) const { return empty_in_huge_pages(shape, state.options()); }
   template <typename T>
   GruLayer<T> layer() const {
     return {steps,

@@ -122,7 +122,11 @@ void gru_backward_lanes(const GruLayer<T>& layer, const T* grad_output, const T*
   const auto reset_after_step = GRF_DISPATCH(gru_reset_after_backward<T>);
   const auto reset_before_z_n = GRF_DISPATCH(gru_reset_before_backward_z_n<T>);
   const auto reset_before_r = GRF_DISPATCH(gru_reset_before_backward_r<T>);
-  std::fill_n(grad_state, lanes * hidden, T{0});
+  if (grads.next_state == nullptr) {
+    std::fill_n(grad_state, lanes * hidden, T{0});
+  } else if (grads.next_state != grad_state) {
+    std::copy_n(grads.next_state, lanes * hidden, grad_state);
+  }
   for (int64_t t = layer.steps - 1; t >= 0; --t) {
     // Returns the lane's row in step t of an array [T, B, factor * H].
     const auto row = [&](auto* array, int64_t factor, int64_t lane) {

@@ -16,9 +16,12 @@ namespace grf {
 //   recurrent    reset_after form: gradient of W s [T, B, 3H]; reset_before form: gradient of W_rz s [T, B, 2H]
 //   state        gradient of the state before the first step [B, H], or null to skip it. At T = 1, skipping it saves a
 //                third of the matrix products.
+// It reads `next_state`, the gradient of the state after the last step [B, H] that comes from later steps. Null is 0;
+// `next_state` may be the same array as `state`.
 template <typename T>
 struct GruLaneGradients {
   T *gate_inputs, *recurrent, *state;
+  const T* next_state = nullptr;
 };
 
 // The gradients that gru_backward_weights computes: weight [3H, H] and bias [3H]. If `add`, they are added to these

@@ -3,6 +3,7 @@
 
 #include <ATen/Dispatch.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "common/scratch.h"
@@ -38,20 +39,36 @@ GruArguments::GruArguments(const Tensor& gates, int64_t n_gates, const Tensor& s
 
 namespace {
 
-struct RecurrentScratch;  // the tag of a buffer that Scratch keeps for each thread
+struct BackwardScratch;  // the tag of a buffer that Scratch keeps for each thread
 
-// Computes `grads` on the CPU.
+// Computes `grads` on the CPU, several steps at a time: the gradients of their lanes, then their part of the gradients
+// of the weights, while the former are in the cache.
 template <typename T>
 void run_backward(const GruArguments& args, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
                   GruGradients& grads) {
+  constexpr int64_t kRows = 1024;  // of a matrix product that sums over steps and lanes; more rows are hardly faster
   const GruLayer<T> layer = args.layer<T>();
+  const int64_t state_size = args.lanes * args.hidden;
+  const int64_t steps_at_a_time = std::clamp<int64_t>(kRows / args.lanes, 1, args.steps);
   const T *output_data = output.const_data_ptr<T>(), *saved_data = saved.const_data_ptr<T>();
-  Scratch<T, RecurrentScratch> scratch(3 * grad_output.numel());
-  const GruLaneGradients<T> lane_grads{grads.gate_inputs.mutable_data_ptr<T>(), scratch.take(3 * grad_output.numel()),
-                                       mutable_data_or_null<T>(grads.state)};
-  gru_backward_lanes(layer, grad_output.const_data_ptr<T>(), output_data, saved_data, lane_grads);
-  gru_backward_weights(layer, output_data, saved_data, lane_grads.gate_inputs, lane_grads.recurrent,
-                       GruWeightGradients<T>{grads.weight.mutable_data_ptr<T>(), grads.bias.mutable_data_ptr<T>()});
+  Scratch<T, BackwardScratch> scratch((3 * steps_at_a_time + 1) * state_size);
+  T* grad_recurrent = scratch.take(3 * steps_at_a_time * state_size);
+  // The gradient of the state before the steps that have been processed.
+  T* grad_state = grads.state.defined() ? grads.state.mutable_data_ptr<T>() : scratch.take(state_size);
+  for (int64_t end = args.steps, begin; end > 0; end = begin) {
+    begin = std::max<int64_t>(0, end - steps_at_a_time);
+    const GruLayer<T> part = layer.range(begin, end, output_data);
+    const auto from_begin = [&](auto* array, int64_t factor) { return array + begin * factor * state_size; };
+    const GruLaneGradients<T> lane_grads{from_begin(grads.gate_inputs.mutable_data_ptr<T>(), 3), grad_recurrent,
+                                         begin > 0 || grads.state.defined() ? grad_state : nullptr,
+                                         end < args.steps ? grad_state : nullptr};
+    gru_backward_lanes(part, from_begin(grad_output.const_data_ptr<T>(), 1), from_begin(output_data, 1),
+                       from_begin(saved_data, 4), lane_grads);
+    gru_backward_weights(part, from_begin(output_data, 1), from_begin(saved_data, 4), lane_grads.gate_inputs,
+                         grad_recurrent,
+                         GruWeightGradients<T>{grads.weight.mutable_data_ptr<T>(), grads.bias.mutable_data_ptr<T>(),
+                                               /*add=*/end < args.steps});
+  }
 }
 
 template <Kernels kernels>

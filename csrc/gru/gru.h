@@ -27,6 +27,16 @@ struct GruLayer {
   const bool* reset;                      // [T, B], or null
   const T* mask;                          // [T, B, H], factors of the output, or null
   Precision precision = Precision::full;  // precision of matrix products on the CPU; ignored on CUDA
+
+  // Returns steps [begin, end) as a layer. `output` [T, B, H] holds the outputs of all steps before `end`.
+  GruLayer range(int64_t begin, int64_t end, const T* output) const {
+    GruLayer part = *this;
+    part.steps = end - begin;
+    if (begin > 0) part.state = output + (begin - 1) * lanes * hidden;
+    if (reset != nullptr) part.reset += begin * lanes;
+    if (mask != nullptr) part.mask += begin * lanes * hidden;
+    return part;
+  }
 };
 
 namespace cuda {
