@@ -77,7 +77,7 @@ void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b
 // where BLAS uses one thread.
 template <typename T>
 void multiply_by_blas(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
-  constexpr int64_t kMaxSlices = 16;  // not more, because BLAS copies the smaller operand once per slice
+  constexpr int64_t kMaxSlices = 8;   // not more, because BLAS copies the smaller operand once per slice
   constexpr int64_t kSliceUnit = 48;  // a slice has a multiple of 48 rows or columns, which fills the tiles of BLAS
   const auto view = [](const T* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
     const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
