@@ -211,6 +211,16 @@ def write_store(root: Path, item: int) -> None:
 
 def check_store(root: Path) -> None:
     assert SessionStore.open(root / "store").n_items in (2, 3)
+    # A folder that the user deletes does not come back.
+    copy = root.with_name("deleted")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(root, copy)
+    shutil.rmtree(copy / "store")
+    try:
+        SessionStore.open(copy / "store")
+    except FileNotFoundError:
+        return
+    raise AssertionError("the deleted store came back")
 
 
 def prepare(root: Path, *options: str) -> None:

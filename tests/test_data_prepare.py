@@ -34,7 +34,7 @@ log_rows = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers
 def do_not_flush_files() -> Iterator[None]:
     """Do not flush files to the disk, which would be slow: the tests write hundreds of stores."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gru4rec_fast.data.atomic_writes.flush_to_disk", lambda path: None)
+        patch.setattr("gru4rec_fast._atomic_writes.flush_to_disk", lambda path: None)
         yield
 
 

@@ -23,8 +23,8 @@ def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | No
     Raises:
         FileNotFoundError, ValueError, ImportError: see `SessionStore.open` and `SessionStore.from_events`.
     """
+    from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.data import SessionStore
-    from gru4rec_fast.data.atomic_writes import is_folder
 
     if is_folder(path):
         store = SessionStore.open(path)
@@ -47,8 +47,8 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.
     """
+    from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.data import InteractionGraph
-    from gru4rec_fast.data.atomic_writes import is_folder
 
     if is_folder(path):
         graph = InteractionGraph.open(path)

@@ -96,15 +96,15 @@ def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log_format: LogFormat
 ) -> None:
     """Write graphs to OUT_DIR: train; with `split` also test; with `validation_split` also train_tr and train_valid."""
-    from gru4rec_fast.data.graphs.split import save_parts, split_interactions
+    from gru4rec_fast.data.graphs.split import replace_parts, split_interactions
 
     fractions = [None if text is None else _parse_fraction(text) for text in (split, validation_split)]
-    graphs = {"train": open_interactions(source, log_format)}
-    if fractions[0] is not None:
-        graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
-    if fractions[1] is not None:
-        graphs["train_tr"], graphs["train_valid"] = split_interactions(graphs["train"], fractions[1], seed=seed)
-    save_parts(graphs, out_dir)
+    with replace_parts(out_dir) as graphs:  # before the log is read: raises an error for a folder of other content
+        graphs["train"] = open_interactions(source, log_format)
+        if fractions[0] is not None:
+            graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
+        if fractions[1] is not None:
+            graphs["train_tr"], graphs["train_valid"] = split_interactions(graphs["train"], fractions[1], seed=seed)
     for name, graph in graphs.items():
         print(f"{out_dir / name}: {graph.summary()}")
 

@@ -18,8 +18,8 @@ from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from gru4rec_fast._atomic_writes import replace_folder, restore_folder
 from gru4rec_fast._untrusted import brief, parse_json
-from gru4rec_fast.data.atomic_writes import replace_folder, restore_folder
 from gru4rec_fast.data.vocabulary import Vocabulary, decode_ids, encode_ids
 
 _CHUNK_BYTES = 1 << 20
