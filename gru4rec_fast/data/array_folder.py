@@ -250,6 +250,7 @@ def write_ids(folder: Path, name: str, ids: np.ndarray) -> None:
         save_array(folder / f"{name}.{suffix}.npy", array)
 
 
+@torch.inference_mode(False)  # a tensor made in inference mode could not be used outside of it
 def as_tensor(array: np.ndarray) -> Tensor:
     """Return a tensor that shares the array's memory. Do not write to it: the array may be a read-only memory map."""
     with warnings.catch_warnings():
