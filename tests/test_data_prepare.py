@@ -271,6 +271,8 @@ def test_prepare_arguments_are_checked(tmp_path: Path) -> None:
             prepare(log, tmp_path / "p", **{name: 0})
     with pytest.raises(ValueError, match="time_unit='h'"):
         Split(days=1, time_unit="h")
+    with pytest.raises(ValueError, match=r"time_unit='ms' has no effect on fraction="):
+        Split(fraction=0.1, time_unit="ms")
 
 
 def test_large_log_is_filtered_as_with_pandas(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gru4rec_fast.cli.inputs import open_interactions
+from gru4rec_fast.cli.inputs import open_interactions, refuse_unused_options
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import row_counter
 
@@ -63,18 +63,31 @@ def prepare(
     """
     from gru4rec_fast import data
 
+    refuse_unused_options(log_format, interactions, source)
     if interactions:
         is_used = {
             "--min-item-support": min_item_support != 1,
             "--min-session-length": min_session_length != 2,
             "--collapse-repeats": collapse_repeats,
+            "--no-remove-duplicates": not remove_duplicates,
+            "--time-unit": time_unit != "s",
         }
         for flag, used in is_used.items():
             if used:
                 raise ValueError(f"{flag} is for session logs, not for --interactions")
+        if seed != 0 and split is None and validation_split is None:
+            raise ValueError("--seed is for --split and --validation-split: give one of them, or leave it out")
         _prepare_interactions(source, out_dir, split, validation_split, seed, log_format)
         return
-    splits = [None if text is None else data.Split.parse(text, time_unit) for text in (split, validation_split)]
+    if seed != 0:
+        raise ValueError("--seed is for --interactions: sessions are held out by time, not at random")
+    # Only a split by days has a time unit.
+    splits = [
+        None if text is None else data.Split.parse(text, "s" if text.startswith("fraction") else time_unit)
+        for text in (split, validation_split)
+    ]
+    if time_unit != "s" and not any(split and split.days for split in splits):
+        raise ValueError("--time-unit is for splits by days: give --split last-day or days=N, or leave it out")
     with row_counter(source.name) as progress:
         stores = data.prepare(
             source,

@@ -23,6 +23,7 @@ NAMES = {
     "item": ("ItemId", "item_id"),
     "time": ("Time", "timestamp"),
 }
+QUOTE = '"'  # the default quote character of text files
 _EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}  # floats represent all smaller integers
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # limits in an error message: column names, and characters of each name
 
@@ -50,7 +51,7 @@ def open_table(
     wanted: Mapping[str, str],
     *,
     separator: str | None = None,
-    quote: str | None = '"',
+    quote: str | None = QUOTE,
     allow_pickle: bool = False,
 ) -> Table:
     """Open a path or a data frame and find its columns.
@@ -61,11 +62,14 @@ def open_table(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is empty; a wanted column is missing, or two columns have its name.
+        ValueError: the file is empty; a wanted column is missing, or two columns have its name; `separator` or `quote`
+            is given for a source that is no text file.
         TypeError: `source` is neither a path nor a table.
     """
     if not isinstance(source, (str, Path)):
-        return _from_object(source, wanted, f"the {type(source).__name__} given")
+        name = f"the {type(source).__name__} given"
+        _refuse_text_options(name, separator=separator, quote=quote)
+        return _from_object(source, wanted, name)
     path = Path(source)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a log; open a prepared store with SessionStore.open")
@@ -74,13 +78,24 @@ def open_table(
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
     file_type = suffix_without_compression(path)
+    if file_type in (".parquet", ".pq", ".pickle", ".pkl"):
+        _refuse_text_options(str(path), separator=separator, quote=quote)
     if file_type in (".parquet", ".pq"):
         return _from_lazy(pl.scan_parquet(path, glob=False), wanted, str(path))
     if file_type in (".pickle", ".pkl"):
         return _from_pickle(path, wanted, allow_pickle)
     if file_type == ".inter":
+        if quote not in (QUOTE, None):
+            raise ValueError(f"quote={quote!r}: fields of .inter files are never quoted, as in {path}; leave it out")
         return _from_text(path, wanted, separator or "\t", None, is_recbole=True)
     return _from_text(path, wanted, separator, quote)
+
+
+def _refuse_text_options(name: str, separator: str | None, quote: str | None) -> None:
+    """Raise ValueError if an option for text files is given for another source, the name of which is `name`."""
+    for option, value, default in (("separator", separator, None), ("quote", quote, QUOTE)):
+        if value != default:
+            raise ValueError(f"{option}={value!r} has no effect on {name}, which is no text file: leave it out")
 
 
 def suffix_without_compression(path: Path) -> str:
