@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gru4rec_fast.data.tables import NAMES, QUOTE, numpy_ids, plain_integers, suffix_without_compression
+from gru4rec_fast.data.table_reader import numpy_ids, plain_integers
+from gru4rec_fast.data.tables import NAMES, QUOTE, suffix_without_compression
 from gru4rec_fast.data.text_files import first_line, guess_separator, line_batches, pl
 
 _INTEGER, _DECIMAL = r"^[+-]?\d+$", r"^[+-]?\d+\.\d*$"
