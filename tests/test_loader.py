@@ -205,7 +205,7 @@ def test_inference_mode_may_begin_and_end_between_two_blocks(
     monkeypatch.setattr("gru4rec_fast.data.sessions.loader.CHUNK_STEPS", 4)  # two blocks are computed at once
     arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 5}
     expected = list(SessionParallelLoader(**arguments, impl=impl))
-    modes = [first_mode, not first_mode, first_mode, first_mode, not first_mode]
+    modes = [first_mode, not first_mode, not first_mode, first_mode, first_mode]
     with torch.inference_mode(first_mode):
         loader = SessionParallelLoader(**arguments, impl=impl)
         iterator = iter(loader)
