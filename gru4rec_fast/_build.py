@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from gru4rec_fast import _compile
+from gru4rec_fast._atomic_writes import flush_to_disk
 from gru4rec_fast._compile import BuildError, Record
 
 PACKAGE = Path(__file__).parent
@@ -157,11 +158,7 @@ def _seal(folder: Path, file: str, record: Record) -> None:
     """Add the digest of a library to its record, and flush the folder to the disk."""
     _compile.write_record(folder, record | {"blake2b": _digest(folder / file)})
     for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_to_disk(path)
 
 
 def _compile_into(final_folder: Path, file: str, build: Callable[[Path], Record], message: str) -> None:

@@ -111,7 +111,7 @@ def assert_same_store(store: SessionStore, expected: SessionStore) -> None:
 def tiny_batches(batch_rows: int = 3, partitions: int = 4, block_events: int = 5) -> Iterator[None]:
     """Make the package process a tiny log like one larger than memory: in several batches, partitions and blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gru4rec_fast.data.tables.BATCH_ROWS", batch_rows)
+        patch.setattr("gru4rec_fast.data.table_reader.BATCH_ROWS", batch_rows)
         patch.setattr("gru4rec_fast.data.sessions.ingest.PARTITIONS", partitions)
         patch.setattr("gru4rec_fast.data.sessions.assembly.BLOCK_EVENTS", block_events)
         yield

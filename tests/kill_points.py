@@ -27,7 +27,7 @@ from run_cli import cli
 
 from gru4rec_fast import GRU4Rec, InteractionGraph, SessionStore, data, evaluation, models
 from gru4rec_fast.cli import app
-from gru4rec_fast.data import tables
+from gru4rec_fast.data import table_reader
 from gru4rec_fast.data.sessions import ingest
 from gru4rec_fast.data.sessions.preparation import open_prepared
 from gru4rec_fast.data.sessions.synthetic import markov_events
@@ -37,7 +37,7 @@ from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.run_folder import RunFolder
 
 # Imported here, so that not every forked process imports them.
-IMPORTED = (polars, app, data, evaluation, ingest, models, tables)
+IMPORTED = (polars, app, data, evaluation, ingest, models, table_reader)
 KILLED = 99  # exit code
 FORMAT = "gru4rec_fast.Example/1"
 CALLS = [(os, name) for name in ("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "fsync", "open")]
@@ -211,6 +211,16 @@ def write_store(root: Path, item: int) -> None:
 
 def check_store(root: Path) -> None:
     assert SessionStore.open(root / "store").n_items in (2, 3)
+    # A folder that the user deletes does not come back.
+    copy = root.with_name("deleted")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(root, copy)
+    shutil.rmtree(copy / "store")
+    try:
+        SessionStore.open(copy / "store")
+    except FileNotFoundError:
+        return
+    raise AssertionError("the deleted store came back")
 
 
 def prepare(root: Path, *options: str) -> None:

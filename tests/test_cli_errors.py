@@ -15,6 +15,7 @@ import torch
 from run_cli import SMALL, cli, start, write_logs
 from safetensors.torch import load_file
 
+from gru4rec_fast import SessionStore
 from gru4rec_fast.cli import main
 
 
@@ -24,6 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("errors")
     write_logs(folder)
     (folder / "empty.tsv").write_text("")
+    (folder / "log.parquet").write_text("x")
+    SessionStore.from_arrays([0, 1], [0, 2]).save(folder / "store.out")
     (folder / "bad_time.tsv").write_text("SessionId\tItemId\tTime\n1\t2\tnoon-ish\n")
     (folder / "one_event_sessions.tsv").write_text("SessionId\tItemId\tTime\n1\t2\t3\n2\t2\t3\n")
     (folder / "bad.jsonl").write_text('{"session": 1, "items": [1]}\n{"session": 2}\n')
@@ -63,6 +66,11 @@ WRONG_COMMANDS = [
     ("train", "train.tsv --cutoffs 0", "each at least 1"),
     ("train", "train.tsv --ties lucky", "--ties lucky: choose one of"),
     ("train", "train.tsv --resume", "--resume needs --out"),
+    ("train", "none.tsv --checkpoint-every 5", "--checkpoint-every needs --out"),
+    ("train", "none.tsv --cutoffs 5", "--cutoffs is for the evaluation of the trained model: give --test"),
+    ("train", "none.tsv --user-key Who", "--user-key has no effect on log files of sessions"),
+    ("train", "store.out --time-key When", "--time-key has no effect on prepared sessions"),
+    ("train", "store.out --test none.tsv --time-key When", "none.tsv: there is no such file"),
     ("train", "train.tsv --patience 2", "give validation="),
     ("train", "none.tsv", "none.tsv: there is no such file"),
     ("train", "empty.tsv", "empty.tsv is empty"),
@@ -76,6 +84,8 @@ WRONG_COMMANDS = [
     ("evaluate", "truncated.safetensors test.tsv", "truncated.safetensors is truncated or not a checkpoint"),
     ("evaluate", "run none.tsv", "none.tsv: there is no such file"),
     ("evaluate", "run test.tsv --batch-size 0", "batch_size=0"),
+    ("evaluate", "run none.tsv --user-key Who", "--user-key has no effect on log files of sessions"),
+    ("evaluate", "run store.out --separator ;", "--separator has no effect on prepared sessions"),
     ("evaluate", "run none.tsv --device meta", "device='meta': choose 'cpu'"),
     ("evaluate", "run none.tsv --impl fast", "impl='fast': choose one of auto, native, reference"),
     ("recommend", "run test.tsv --k 0", "k=0: choose 1 to 60"),
@@ -83,8 +93,17 @@ WRONG_COMMANDS = [
     ("recommend", "run bad.jsonl", "bad.jsonl, line 2"),
     ("recommend", "run strings.jsonl", "same catalogue?"),
     ("recommend", "run none.jsonl", "none.jsonl: No such file"),
+    ("recommend", "run none.tsv --user-key Who", "--user-key has no effect on log files of sessions"),
+    ("recommend", "run bad.jsonl --time-key When", "--time-key has no effect on sessions that are not read from a log"),
+    ("recommend", "run bad.jsonl --session-key Who", "bad.jsonl, line 2"),  # has an effect on the header of the result
+    ("recommend", "run bad.jsonl --session-key Who --out none.jsonl", "--session-key has no effect"),
     ("prepare", "train.tsv data.out --split someday", "split 'someday': choose last-day"),
     ("prepare", "train.tsv data.out --split last-day --time-unit days", "time_unit='days'"),
+    ("prepare", "none.tsv data.out --split fraction=0.2 --time-unit ms", "--time-unit is for splits by days"),
+    ("prepare", "none.tsv data.out --time-unit ms", "--time-unit is for splits by days"),
+    ("prepare", "none.tsv data.out --seed 1", "--seed is for --interactions"),
+    ("prepare", "none.tsv data.out --user-key Who", "--user-key has no effect on log files of sessions"),
+    ("prepare", "log.parquet data.out --separator ;", "separator=';' has no effect on"),
     ("prepare", "train.tsv data.out --min-item-support 99999", "no session is left"),
     ("prepare", "train.tsv run", "run exists and holds no data written by gru4rec_fast"),
     ("demo", "--sessions 1", "--sessions"),
@@ -92,7 +111,14 @@ WRONG_COMMANDS = [
 
 
 def _is_file_name(word: str) -> bool:
-    return word in ("run", "nowhere") or Path(word).suffix in (".tsv", ".toml", ".jsonl", ".safetensors", ".out")
+    return word in ("run", "nowhere") or Path(word).suffix in (
+        ".tsv",
+        ".parquet",
+        ".toml",
+        ".jsonl",
+        ".safetensors",
+        ".out",
+    )
 
 
 @pytest.mark.parametrize(

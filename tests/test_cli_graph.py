@@ -198,6 +198,18 @@ WRONG_COMMANDS = [
         "must be between 0 and 1",
     ),
     ("prepare log.tsv out --interactions --collapse-repeats", "--collapse-repeats is for session logs"),
+    ("prepare log.tsv out --interactions --no-remove-duplicates", "--no-remove-duplicates is for session logs"),
+    ("prepare log.tsv out --interactions --time-unit ms", "--time-unit is for session logs"),
+    ("prepare log.tsv out --interactions --seed 1", "--seed is for --split and --validation-split"),
+    ("prepare log.tsv out --interactions --time-key When", "--time-key has no effect on log files of interactions"),
+    ("prepare none.txt run_ngcf --interactions", "run_ngcf exists and holds no data written by gru4rec_fast"),
+    ("train none.txt --model ngcf --session-key Who", "--session-key has no effect on log files of interactions"),
+    ("train train.txt --model ngcf --quote none", "no column 'UserId'"),  # read as a table
+    ("evaluate run_lightgcn none.txt --time-key When", "--time-key has no effect on log files of interactions"),
+    (
+        "recommend run_lightgcn users.txt --separator ;",
+        "--separator has no effect on users that are not read from a log",
+    ),
 ]
 
 

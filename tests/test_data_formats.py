@@ -356,6 +356,25 @@ def test_without_quote_character_no_field_is_quoted(tmp_path: Path) -> None:
     assert stores["train"].vocabulary.ids.tolist() == [10]
 
 
+@pytest.mark.parametrize(("option", "value"), [("separator", ";"), ("quote", None), ("quote", "'")])
+@pytest.mark.parametrize("source", ["dict", "log.parquet", "log.pickle"])
+def test_options_of_text_files_are_an_error_for_other_sources(
+    tmp_path: Path, source: str, option: str, value: str | None
+) -> None:
+    (tmp_path / source).write_text("not read")
+    for read in (SessionStore.from_events, InteractionGraph.from_table):
+        with pytest.raises(ValueError, match=rf"{option}=.* has no effect on .*{source}.*, which is no text file"):
+            read({} if source == "dict" else tmp_path / source, allow_pickle=True, **{option: value})
+
+
+def test_a_quote_character_is_an_error_for_recbole_files(tmp_path: Path) -> None:
+    path = tmp_path / "log.inter"
+    path.write_text("user_id:token\titem_id:token\n1\t2\n")
+    assert InteractionGraph.from_table(path, quote=None).n_edges == 1
+    with pytest.raises(ValueError, match=r"quote=\"'\": fields of \.inter files are never quoted"):
+        InteractionGraph.from_table(path, quote="'")
+
+
 @pytest.mark.parametrize("read", [SessionStore.from_events, InteractionGraph.from_table])
 @pytest.mark.parametrize("item_key", ["ItemId", "item_id", "item_id_list"])
 def test_augmented_recbole_files_are_refused(tmp_path: Path, read: Callable[..., Any], item_key: str) -> None:

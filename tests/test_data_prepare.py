@@ -34,7 +34,7 @@ log_rows = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers
 def do_not_flush_files() -> Iterator[None]:
     """Do not flush files to the disk, which would be slow: the tests write hundreds of stores."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gru4rec_fast.data.atomic_writes.flush_to_disk", lambda path: None)
+        patch.setattr("gru4rec_fast._atomic_writes.flush_to_disk", lambda path: None)
         yield
 
 
@@ -271,6 +271,8 @@ def test_prepare_arguments_are_checked(tmp_path: Path) -> None:
             prepare(log, tmp_path / "p", **{name: 0})
     with pytest.raises(ValueError, match="time_unit='h'"):
         Split(days=1, time_unit="h")
+    with pytest.raises(ValueError, match=r"time_unit='ms' has no effect on fraction="):
+        Split(fraction=0.1, time_unit="ms")
 
 
 def test_large_log_is_filtered_as_with_pandas(tmp_path: Path) -> None:

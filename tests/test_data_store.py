@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from numpy.lib.format import write_array_header_1_0
 
 from gru4rec_fast import InteractionGraph
+from gru4rec_fast._atomic_writes import replace_folder
 from gru4rec_fast.data import SessionStore, Vocabulary, prepare
-from gru4rec_fast.data.atomic_writes import replace_folder
 
 LOG = {"SessionId": ["b", "b", "a", "é", "é"], "ItemId": [7, 9, 7, 11, 9], "Time": [1.0, 2.0, 3.0, 4.0, 5.0]}
 
@@ -395,6 +395,52 @@ def test_temporary_folders_of_killed_writers_are_removed(tmp_path: Path, store: 
         shutil.rmtree(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2", "store2"]
     assert (tmp_path / "store" / "written").exists()
+
+
+def test_a_superseded_store_never_comes_back(
+    tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is killed when the new store is in its place, and before the earlier one is removed."""
+    store.save(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+        store.save(tmp_path / "store")
+    assert [path.name.partition(".old-")[0] for path in sorted(tmp_path.iterdir())] == [".store", "store"]
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    for folder in (tmp_path, tmp_path / "copy"):
+        if folder != tmp_path:
+            shutil.rmtree(folder / "store")
+            with pytest.raises(FileNotFoundError):
+                SessionStore.open(folder / "store")
+        with replace_folder(folder / "store", lambda _: True):
+            assert not list(folder.glob(".store.old-*"))
+
+
+def test_a_folder_that_cannot_be_replaced_is_an_error_before_the_log_is_read(
+    tmp_path: Path, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(tmp_path / "store")
+    (tmp_path / "new").mkdir()
+    rename = os.rename
+
+    def refuse_mount_point(source: Path, target: Path) -> None:
+        if source == tmp_path / "store":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rename(source, target)
+
+    def save_to(folder: Path | str, reason: str) -> None:
+        with pytest.raises(OSError, match=rf"cannot be replaced: it {reason}.*; choose another folder"):
+            SessionStore.from_events(LARGE_LOG, out=folder, progress=lambda rows: pytest.fail("read the log"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse_mount_point)
+        save_to(tmp_path / "store", r"cannot be renamed \(Device or resource busy\)")
+    monkeypatch.chdir(tmp_path / "new")
+    save_to(".", "is the current folder")
+    monkeypatch.chdir(tmp_path / "store")
+    save_to("../store", "is the current folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "store"]
+    assert_same_store(SessionStore.open(tmp_path / "store"), store)
 
 
 @pytest.mark.parametrize("stage", ["reading", "writing", "renaming"])

@@ -199,13 +199,25 @@ def test_auto_never_chooses_emulation() -> None:
 
 
 def test_block_limit_still_runs_several_blocks(emulation: ModuleType) -> None:
+    """With a limit of 3 blocks, the first block of a grid, the last one and another one run."""
+    n_blocks, block_elements = 20, 256  # of dropout_mask
+    blocks_run: list[set[int]] = []
+    torch.use_deterministic_algorithms(True)  # elements that no block writes are NaN
     emulation.set_block_limit(3)
     try:
-        # All blocks of this kernel increment the same counter. That is a race if more than one block runs.
-        with pytest.raises(RuntimeError, match="of another block"):
-            emulation.run_test_kernel("count_without_atomics")
+        for seed in range(20):
+            emulation.set_seed(seed)
+            mask = ops.dropout_mask(
+                1, 1, n_blocks * block_elements, 0.5, seed=0, stream=0, step=0, impl="emulated"
+            ).view(n_blocks, block_elements)
+            is_written = ~mask.isnan()
+            assert torch.equal(is_written.any(1), is_written.all(1))
+            blocks_run.append({*is_written.all(1).nonzero().flatten().tolist()})
     finally:
         emulation.set_block_limit(0)
+        torch.use_deterministic_algorithms(False)
+    assert all({0, n_blocks - 1} <= blocks and len(blocks) <= 3 for blocks in blocks_run)
+    assert len(set.union(*blocks_run)) > 5
 
 
 def make_environment(**variables: str) -> dict[str, str]:

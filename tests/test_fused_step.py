@@ -371,6 +371,20 @@ def test_each_step_uses_the_current_optimizer_state_and_mode() -> None:
         torch.testing.assert_close(weight, final_weights[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
+def test_only_the_constructor_reads_the_options_of_the_criterion() -> None:
+    """Options that are changed later have no effect, also if the step binds other tensors in the meantime."""
+    inputs, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
+    losses = []
+    for label_smoothing in (0.0, 0.5):
+        network, criterion, optimizer = make_modules()
+        step = FusedTrainingStep(network, criterion, optimizer)
+        criterion.label_smoothing = label_smoothing
+        network.eval()
+        state = network.initial_state(4)
+        losses.append([step.train_block(inputs, inputs + 1, reset, None, state, step=i) for i in range(2)])
+    assert losses[0] == losses[1]
+
+
 def test_a_subclass_of_the_loader_is_not_fused_and_other_blocks_are_an_error() -> None:
     """Autograd trains with a subclass of the loader. A loader with another number of steps per block is an error."""
 

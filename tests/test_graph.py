@@ -304,6 +304,22 @@ def test_open_detects_damaged_arrays(tmp_path: Path, file: str, values: list[int
         InteractionGraph.open(tmp_path / "graph")
 
 
+@pytest.mark.parametrize("chunk_edges", [1, 2, 3, 5])
+def test_open_detects_decreasing_neighbors_in_different_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_edges: int
+) -> None:
+    monkeypatch.setattr("gru4rec_fast.data.graphs.csr._CHUNK_EDGES", chunk_edges)
+    graph = InteractionGraph.from_arrays([0, 0, 0, 1, 2, 3], [0, 1, 2, 0, 0, 0])
+    graph.save(tmp_path / "graph")
+    assert np.array_equal(InteractionGraph.open(tmp_path / "graph").neighbors, graph.neighbors)
+    for first in (0, 1, 6, 7, 8):  # edge of a user or an item, and the edge after it
+        neighbors = graph.neighbors.copy()
+        neighbors[[first, first + 1]] = neighbors[[first + 1, first]]
+        np.save(tmp_path / "graph" / "neighbors.npy", neighbors)
+        with pytest.raises(ValueError, match="holds neighbors of a node that do not increase"):
+            InteractionGraph.open(tmp_path / "graph")
+
+
 def test_opening_a_damaged_folder_or_replacing_other_files_is_an_error(tmp_path: Path) -> None:
     graph = InteractionGraph.from_arrays([0, 1], [0, 0])
     folder = tmp_path / "graph"

@@ -197,6 +197,33 @@ def test_torchs_generator_seeds_a_loader_and_a_resumed_one_takes_the_seed() -> N
     assert are_equal(list(second), list(blocks))
 
 
+@pytest.mark.parametrize("impl", ["reference", "native"], indirect=True)
+@pytest.mark.parametrize("first_mode", [True, False])
+def test_inference_mode_may_begin_and_end_between_two_blocks(
+    monkeypatch: pytest.MonkeyPatch, impl: str, first_mode: bool
+) -> None:
+    monkeypatch.setattr("gru4rec_fast.data.sessions.loader.CHUNK_STEPS", 4)  # two blocks are computed at once
+    arguments = {"store": store_with_lengths(LENGTHS), "batch_size": 3, "steps": 2, "shuffle": True, "seed": 5}
+    expected = list(SessionParallelLoader(**arguments, impl=impl))
+    modes = [first_mode, not first_mode, not first_mode, first_mode, first_mode]
+    with torch.inference_mode(first_mode):
+        loader = SessionParallelLoader(**arguments, impl=impl)
+        iterator = iter(loader)
+    blocks = []
+    for i in range(len(expected)):
+        with torch.inference_mode(modes[i % len(modes)]):
+            blocks.append(next(iterator))
+            state = loader.state_dict()
+            assert torch.is_inference_mode_enabled() == modes[i % len(modes)]
+        if i == 2:
+            with torch.inference_mode(not first_mode):
+                loader.load_state_dict(state)
+                iterator = iter(loader)
+    assert next(iterator, None) is None
+    assert are_equal(blocks, expected)
+    assert not any(tensor.is_inference() for block in blocks for tensor in block[:3])
+
+
 def test_shuffle_depends_on_seed_and_epoch() -> None:
     def epochs(seed: int) -> list[list[SessionBlock]]:
         loader = SessionParallelLoader(store_with_lengths(LENGTHS), 3, shuffle=True, seed=seed)

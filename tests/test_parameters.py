@@ -96,6 +96,8 @@ def test_unknown_parameters_are_errors():
     with pytest.raises(TypeError) as caught:
         GRU4RecParameters.create({"layer": [100]})
     assert "unknown parameter layer; there are layers, loss, batch_size" in str(caught.value)
+    with pytest.raises(TypeError, match="unknown parameters layer, los, batch; there are layers"):
+        GRU4RecParameters.create({"layer": [100], "los": "bpr", "batch": 3, "n_epochs": 1})
 
 
 def test_all_classes_have_the_common_parameters():

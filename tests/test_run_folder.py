@@ -117,6 +117,14 @@ def test_run_files_has_the_names_of_all_files_that_are_written(tmp_path: Path):
     assert set(file_contents(tmp_path)) | {"model.safetensors", "report.json"} == set(RUN_FILES)
 
 
+def test_temporary_files_of_version_0_1_are_removed(tmp_path: Path):
+    for name in (".last.safetensors.123.tmp", ".report.json.7.tmp", ".notes.123.tmp", ".last.safetensors.tmp"):
+        (tmp_path / name).touch()
+    with lock_folder(tmp_path):
+        make_run_folder(tmp_path).prepare()
+    assert sorted(os.listdir(tmp_path)) == [".last.safetensors.tmp", ".notes.123.tmp"]
+
+
 def test_resuming_without_a_checkpoint_is_an_error(tmp_path: Path):
     with pytest.raises(
         FileNotFoundError, match=r"no checkpoint at .*last\.safetensors: that folder has no training to resume"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gru4rec_fast.cli.inputs import open_interactions, open_sessions
+from gru4rec_fast.cli.inputs import open_interactions, open_sessions, refuse_unused_options
 from gru4rec_fast.cli.options import EvaluationOptions, JsonFile, LogFormat, RuntimeOptions, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, write_json
 from gru4rec_fast.cli.registry import load_model
@@ -50,6 +50,7 @@ def evaluate(
     evaluation.session_arguments()  # raises an error for a wrong option before the model is loaded
     make_parent_folders(json_file)
     loaded = load_model(model, runtime)
+    refuse_unused_options(log_format, not isinstance(loaded, GRU4Rec), test)
     report: Report
     if isinstance(loaded, GRU4Rec):
         sessions = open_sessions(test, log_format, loaded.vocabulary)

@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary
 
 
+def refuse_unused_options(log_format: LogFormat, is_graph_model: bool, *paths: Path | None) -> None:
+    """Raise ValueError for an option of the log format that has no effect when the paths that are not None are read."""
+    from gru4rec_fast._atomic_writes import is_folder
+
+    kind = "interactions" if is_graph_model else "sessions"
+    if all(is_folder(path) for path in paths if path is not None):
+        log_format.refuse_unused([], f"prepared {kind}, only on log files")
+    columns = ("user_key", "item_key") if is_graph_model else ("session_key", "item_key", "time_key")
+    log_format.refuse_unused([*columns, "separator", "quote"], f"log files of {kind}")
+
+
 def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:
     """Return the sessions in a prepared folder, or in a log file, which is read into memory.
 
@@ -23,8 +34,8 @@ def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | No
     Raises:
         FileNotFoundError, ValueError, ImportError: see `SessionStore.open` and `SessionStore.from_events`.
     """
+    from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.data import SessionStore
-    from gru4rec_fast.data.atomic_writes import is_folder
 
     if is_folder(path):
         store = SessionStore.open(path)
@@ -47,8 +58,8 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.
     """
+    from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.data import InteractionGraph
-    from gru4rec_fast.data.atomic_writes import is_folder
 
     if is_folder(path):
         graph = InteractionGraph.open(path)
@@ -57,7 +68,7 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
 
         arguments = log_format.graph_arguments()
         keys = {"user": log_format.user_key, "item": log_format.item_key}
-        if holds_adjacency_lists(path, keys, arguments["separator"]):
+        if holds_adjacency_lists(path, keys, arguments["separator"], arguments["quote"]):
             graph = InteractionGraph.from_text(path, like=like)
         else:
             graph = InteractionGraph.from_table(path, like=like, **arguments)

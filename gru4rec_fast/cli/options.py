@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -17,6 +17,15 @@ _log_option = functools.partial(typer.Option, rich_help_panel="Reading log files
 _evaluation_option = functools.partial(typer.Option, rich_help_panel="Evaluation")
 running_option = functools.partial(typer.Option, rich_help_panel=RUNNING)
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+
+
+def given_options(group: Any) -> list[str]:
+    """Return the names of the options of a group that do not have their defaults, as on the command line."""
+    return [_flag(entry.name) for entry in fields(group) if getattr(group, entry.name) != entry.default]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,16 @@ class LogFormat:
     allow_pickle: Annotated[
         bool, _log_option("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
     ] = False
+
+    def refuse_unused(self, used: Iterable[str], data: str) -> None:
+        """Raise ValueError for a given option that is not among the fields `used`; `data` says what it does not change.
+
+        --allow-pickle is a permission, which need not be used.
+        """
+        effective = {_flag(name) for name in (*used, "allow_pickle")}
+        for flag in given_options(self):
+            if flag not in effective:
+                raise ValueError(f"{flag} has no effect on {data}: leave it out")
 
     def session_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `SessionStore.from_events` and `prepare`."""
@@ -80,8 +99,8 @@ class EvaluationOptions:
 
     def graph_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `evaluate` of graph models; ValueError for an option that only GRU4Rec has."""
-        for flag, is_used in (("--ties", self.ties != EvaluationOptions.ties), ("--baselines", self.baselines)):
-            if is_used:
+        for flag in given_options(self):
+            if flag != "--cutoffs":
                 raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
         return {"cutoffs": self._parse_cutoffs()}
 

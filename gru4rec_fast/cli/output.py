@@ -68,7 +68,7 @@ def make_parent_folders(*paths: Path | None) -> None:
 @contextmanager
 def open_atomically(path: Path) -> Iterator[IO[str]]:
     """Open a text file for writing under a temporary name, and rename it to `path` when it is complete."""
-    from gru4rec_fast.data.atomic_writes import replace_file
+    from gru4rec_fast._atomic_writes import replace_file
 
     with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield file

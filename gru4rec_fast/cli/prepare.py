@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gru4rec_fast.cli.inputs import open_interactions
+from gru4rec_fast.cli.inputs import open_interactions, refuse_unused_options
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import row_counter
 
@@ -63,18 +63,31 @@ def prepare(
     """
     from gru4rec_fast import data
 
+    refuse_unused_options(log_format, interactions, source)
     if interactions:
         is_used = {
             "--min-item-support": min_item_support != 1,
             "--min-session-length": min_session_length != 2,
             "--collapse-repeats": collapse_repeats,
+            "--no-remove-duplicates": not remove_duplicates,
+            "--time-unit": time_unit != "s",
         }
         for flag, used in is_used.items():
             if used:
                 raise ValueError(f"{flag} is for session logs, not for --interactions")
+        if seed != 0 and split is None and validation_split is None:
+            raise ValueError("--seed is for --split and --validation-split: give one of them, or leave it out")
         _prepare_interactions(source, out_dir, split, validation_split, seed, log_format)
         return
-    splits = [None if text is None else data.Split.parse(text, time_unit) for text in (split, validation_split)]
+    if seed != 0:
+        raise ValueError("--seed is for --interactions: sessions are held out by time, not at random")
+    # Only a split by days has a time unit.
+    splits = [
+        None if text is None else data.Split.parse(text, "s" if text.startswith("fraction") else time_unit)
+        for text in (split, validation_split)
+    ]
+    if time_unit != "s" and not any(split and split.days for split in splits):
+        raise ValueError("--time-unit is for splits by days: give --split last-day or days=N, or leave it out")
     with row_counter(source.name) as progress:
         stores = data.prepare(
             source,
@@ -96,15 +109,15 @@ def _prepare_interactions(
     source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log_format: LogFormat
 ) -> None:
     """Write graphs to OUT_DIR: train; with `split` also test; with `validation_split` also train_tr and train_valid."""
-    from gru4rec_fast.data.graphs.split import save_parts, split_interactions
+    from gru4rec_fast.data.graphs.split import replace_parts, split_interactions
 
     fractions = [None if text is None else _parse_fraction(text) for text in (split, validation_split)]
-    graphs = {"train": open_interactions(source, log_format)}
-    if fractions[0] is not None:
-        graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
-    if fractions[1] is not None:
-        graphs["train_tr"], graphs["train_valid"] = split_interactions(graphs["train"], fractions[1], seed=seed)
-    save_parts(graphs, out_dir)
+    with replace_parts(out_dir) as graphs:  # before the log is read: raises an error for a folder of other content
+        graphs["train"] = open_interactions(source, log_format)
+        if fractions[0] is not None:
+            graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
+        if fractions[1] is not None:
+            graphs["train_tr"], graphs["train_valid"] = split_interactions(graphs["train"], fractions[1], seed=seed)
     for name, graph in graphs.items():
         print(f"{out_dir / name}: {graph.summary()}")
 

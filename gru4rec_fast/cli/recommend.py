@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from gru4rec_fast.cli.evaluate import ModelPath
+from gru4rec_fast.cli.inputs import refuse_unused_options
 from gru4rec_fast.cli.options import LogFormat, RuntimeOptions, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, open_atomically, print_note
 from gru4rec_fast.cli.queries import JSON_LINES_SUFFIXES, Sessions, Users, read_sessions, read_users
@@ -80,9 +81,9 @@ def recommend(
     """
     make_parent_folders(out)
     loaded = load_model(model, runtime)
-    queries = _read_queries(loaded, sessions, log_format, skip_unknown)
+    as_json = out is not None and out.suffix.lower() in JSON_LINES_SUFFIXES
+    queries = _read_queries(loaded, sessions, log_format, skip_unknown, as_json)
     with nullcontext(sys.stdout) if out is None else open_atomically(out) as file:
-        as_json = out is not None and out.suffix.lower() in JSON_LINES_SUFFIXES
         write = _json_line_writer(file, queries.kind) if as_json else _tsv_writer(file, queries.kind, log_format)
         n_short = 0
         options = {} if exclude_seen is None else {"exclude_seen": exclude_seen}
@@ -94,11 +95,22 @@ def recommend(
 
 
 def _read_queries(
-    model: GRU4Rec | GraphRecommender, path: Path, log_format: LogFormat, skip_unknown: bool
+    model: GRU4Rec | GraphRecommender, path: Path, log_format: LogFormat, skip_unknown: bool, as_json: bool
 ) -> Sessions | Users:
-    """Return the sessions in a file, or the users if the model is a graph model."""
+    """Return the sessions in a file, or the users if the model is a graph model.
+
+    Raises ValueError for an option of the log format that has no effect, also in the header of the results, which JSON
+    lines do not have.
+    """
+    from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.models import GRU4Rec
 
+    kind = "session" if isinstance(model, GRU4Rec) else "user"
+    if kind == "session" and path.suffix.lower() not in JSON_LINES_SUFFIXES and not is_folder(path):
+        refuse_unused_options(log_format, False, path)
+    else:
+        header = () if as_json else (f"{kind}_key", "item_key")
+        log_format.refuse_unused(header, f"{kind}s that are not read from a log file")
     if isinstance(model, GRU4Rec):
         assert model.vocabulary is not None  # every loaded model has a vocabulary
         return read_sessions(path, log_format, model.vocabulary, skip_unknown)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gru4rec_fast.cli.inputs import open_interactions, open_sessions
+from gru4rec_fast.cli.inputs import open_interactions, open_sessions, refuse_unused_options
 from gru4rec_fast.cli.options import (
     EvaluationOptions,
     JsonFile,
     LogFormat,
     Threads,
+    given_options,
     running_option,
     use_threads,
     with_option_groups,
@@ -108,6 +109,11 @@ def train(
     evaluate_arguments = evaluation.graph_arguments() if is_graph_model else evaluation.session_arguments()
     if resume and out is None:
         raise ValueError("--resume needs --out, the folder of the training to resume")
+    if checkpoint_every is not None and out is None:
+        raise ValueError("--checkpoint-every needs --out, the folder of the checkpoints")
+    if test is None and (unused := given_options(evaluation)):
+        raise ValueError(f"{unused[0]} is for the evaluation of the trained model: give --test, or leave it out")
+    refuse_unused_options(log_format, is_graph_model, train, test, validation)
     model = build_model(model_name, parameters or {}, parameter_string, params)
     if resume and out is not None:
         checkpoint_to_resume(out)  # raises an error for a missing checkpoint before the logs are read

@@ -7,24 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from gru4rec_fast.data.tables import NAMES, numpy_ids, plain_integers, suffix_without_compression
+from gru4rec_fast.data.table_reader import numpy_ids, plain_integers
+from gru4rec_fast.data.tables import NAMES, QUOTE, suffix_without_compression
 from gru4rec_fast.data.text_files import first_line, guess_separator, line_batches, pl
 
 _INTEGER, _DECIMAL = r"^[+-]?\d+$", r"^[+-]?\d+\.\d*$"
 
 
-def holds_adjacency_lists(path: str | Path, wanted: Mapping[str, str], separator: str | None = None) -> bool:
+def holds_adjacency_lists(
+    path: str | Path, wanted: Mapping[str, str], separator: str | None = None, quote: str | None = QUOTE
+) -> bool:
     """Return True if a file holds `user item item ...` lines, False if it is a table.
 
     Only .txt files (also .txt.gz, .txt.zst) hold such lines. A .txt file is a table if its first line has the columns
-    `wanted` (names by role), and it is read as one if a separator or another name than the default is given.
+    `wanted` (names by role), and it is read as one if a separator, or another quote or name than the default is given.
 
     Raises ValueError if the file cannot be read.
     """
     path = Path(path)
     if suffix_without_compression(path) != ".txt":
         return False
-    if separator is not None or any(name != NAMES[role][0] for role, name in wanted.items()):
+    if separator is not None or quote != QUOTE or any(name != NAMES[role][0] for role, name in wanted.items()):
         return False
     if not path.is_file() or path.stat().st_size == 0:
         return True

@@ -18,8 +18,8 @@ from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from gru4rec_fast._atomic_writes import replace_folder, restore_folder
 from gru4rec_fast._untrusted import brief, parse_json
-from gru4rec_fast.data.atomic_writes import replace_folder, restore_folder
 from gru4rec_fast.data.vocabulary import Vocabulary, decode_ids, encode_ids
 
 _CHUNK_BYTES = 1 << 20
@@ -250,6 +250,7 @@ def write_ids(folder: Path, name: str, ids: np.ndarray) -> None:
         save_array(folder / f"{name}.{suffix}.npy", array)
 
 
+@torch.inference_mode(False)  # a tensor made in inference mode could not be used outside of it
 def as_tensor(array: np.ndarray) -> Tensor:
     """Return a tensor that shares the array's memory. Do not write to it: the array may be a read-only memory map."""
     with warnings.catch_warnings():

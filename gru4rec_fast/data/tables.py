@@ -1,21 +1,18 @@
-"""Read tables of events or interactions, from files or data frames, as polars frames of ids and times."""
+"""Open tables of events or interactions, in files or data frames, and find their columns."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from gru4rec_fast.data.text_files import TextFile, pl
-from gru4rec_fast.data.vocabulary import STRING
 
-BATCH_ROWS = 1_000_000
 # A role says what a column holds. For each role: its default column name, and its column name in RecBole files.
 NAMES = {
     "session": ("SessionId", "session_id"),
@@ -23,7 +20,7 @@ NAMES = {
     "item": ("ItemId", "item_id"),
     "time": ("Time", "timestamp"),
 }
-_EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}  # floats represent all smaller integers
+QUOTE = '"'  # the default quote character of text files
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # limits in an error message: column names, and characters of each name
 
 
@@ -50,7 +47,7 @@ def open_table(
     wanted: Mapping[str, str],
     *,
     separator: str | None = None,
-    quote: str | None = '"',
+    quote: str | None = QUOTE,
     allow_pickle: bool = False,
 ) -> Table:
     """Open a path or a data frame and find its columns.
@@ -61,11 +58,14 @@ def open_table(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is empty; a wanted column is missing, or two columns have its name.
+        ValueError: the file is empty; a wanted column is missing, or two columns have its name; `separator` or `quote`
+            is given for a source that is no text file.
         TypeError: `source` is neither a path nor a table.
     """
     if not isinstance(source, (str, Path)):
-        return _from_object(source, wanted, f"the {type(source).__name__} given")
+        name = f"the {type(source).__name__} given"
+        _refuse_text_options(name, separator=separator, quote=quote)
+        return _from_object(source, wanted, name)
     path = Path(source)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a log; open a prepared store with SessionStore.open")
@@ -74,13 +74,24 @@ def open_table(
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
     file_type = suffix_without_compression(path)
+    if file_type in (".parquet", ".pq", ".pickle", ".pkl"):
+        _refuse_text_options(str(path), separator=separator, quote=quote)
     if file_type in (".parquet", ".pq"):
         return _from_lazy(pl.scan_parquet(path, glob=False), wanted, str(path))
     if file_type in (".pickle", ".pkl"):
         return _from_pickle(path, wanted, allow_pickle)
     if file_type == ".inter":
+        if quote not in (QUOTE, None):
+            raise ValueError(f"quote={quote!r}: fields of .inter files are never quoted, as in {path}; leave it out")
         return _from_text(path, wanted, separator or "\t", None, is_recbole=True)
     return _from_text(path, wanted, separator, quote)
+
+
+def _refuse_text_options(name: str, separator: str | None, quote: str | None) -> None:
+    """Raise ValueError if an option for text files is given for another source, the name of which is `name`."""
+    for option, value, default in (("separator", separator, None), ("quote", quote, QUOTE)):
+        if value != default:
+            raise ValueError(f"{option}={value!r} has no effect on {name}, which is no text file: leave it out")
 
 
 def suffix_without_compression(path: Path) -> str:
@@ -227,199 +238,3 @@ def _abbreviated(names: list[str]) -> str:
     shortened = [name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names]
     rest = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return f"{shortened[:_SHOWN_NAMES]}{rest}"
-
-
-class RereadRequired(Exception):
-    """Raised when a row does not fit the type that a `TableReader` assumed for its column.
-
-    The reader has changed the type, and the table must be read again from its first row.
-    """
-
-
-class TableReader:
-    """Reads a table as frames of ids and times with uniform types.
-
-    Ids of a table keep the kind of their column, Int64 or String. Ids of a text file become Int64, or String if any id
-    of the column is not a plain integer ("007" is another id than "7"). Times become Int64 or Float64. In text, blanks
-    around values are removed. A value that is missing or unreadable raises an error with its column and row.
-
-    Args:
-        table: the table to read.
-        kinds: types to assume first, by role, by default "int". With "str", ids are always strings.
-
-    Attributes:
-        n_rows: number of rows read so far.
-        kinds: type of each column by role, according to the rows read so far: "int" or "str" for ids; "int", "float" or
-            "date" for times.
-    """
-
-    def __init__(self, table: Table, **kinds: str) -> None:
-        self.table = table
-        self.kinds = {**dict.fromkeys(table.columns, "int"), **kinds}
-        self.n_rows = 0
-        self._id_roles = [role for role in table.columns if role != "time"]
-        self._reasons: dict[str, str] = {}
-        self._stripped: dict[str, int] = {}
-
-    def id_parsing(self) -> dict[str, dict[str, Any]]:
-        """Return how the ids of each role were read.
-
-        The keys are "kind" ("int" or "str"), "because" (the first id that is not an integer, with its row, or None) and
-        "stripped" (number of ids that had blanks around them).
-        """
-        return {
-            role: {"kind": self.kinds[role], "because": self._reasons.get(role), "stripped": self._stripped[role]}
-            for role in self._id_roles
-        }
-
-    def frames(self) -> Iterator[pl.DataFrame]:
-        """Yield frames of `BATCH_ROWS` rows. Their columns are named by role; "row" is the row number, from 0.
-
-        Raises:
-            RereadRequired: a type has changed. Discard the frames so far and call `frames` again.
-            ValueError: a value is missing or unreadable.
-        """
-        self.n_rows, self._stripped = 0, dict.fromkeys(self._id_roles, 0)
-        for frame in self.table.frames(BATCH_ROWS):
-            yield self._clean(frame)
-
-    def read(self) -> pl.DataFrame:
-        """Return all rows as one frame. Raises ValueError if there are none."""
-        while True:
-            try:
-                frames = list(self.frames())
-            except RereadRequired:
-                continue
-            if not frames:
-                raise ValueError(f"{self.table.name} holds no rows")
-            return pl.concat(frames)
-
-    def _clean(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return a frame of the table with typed columns and row numbers."""
-        if self.table.is_text:
-            raw = frame
-            frame = raw.with_columns(pl.col(list(self.table.columns)).str.strip_chars().replace("", None))
-            for role in self._id_roles:
-                self._stripped[role] += int((frame[role] != raw[role]).sum())
-        else:
-            frame = frame.with_columns(row=pl.int_range(self.n_rows, self.n_rows + frame.height, dtype=pl.Int64))
-        typed = [self._typed_ids(frame, role) for role in self._id_roles]
-        if "time" in self.table.columns:
-            typed.append(self._times(frame))
-        if frame.height:
-            self.n_rows = frame["row"][-1] + 1
-        return frame.with_columns(typed)
-
-    def _typed_ids(self, frame: pl.DataFrame, role: str) -> pl.Series:
-        """Return the ids of a role as Int64 or String. Raises RereadRequired if the type has to change."""
-        ids = frame[role]
-        if ids.dtype in (pl.Categorical, pl.Enum):
-            ids = ids.cast(pl.String)
-        if ids.dtype.is_float():
-            ids = ids.fill_nan(None)
-        self._raise_if(frame, role, ids.is_null(), "an id is missing")
-        if ids.dtype.is_float():  # pandas stores an integer column as floats if it has, or once had, missing values
-            integers = ids.cast(pl.Int64, strict=False)
-            is_whole = (integers.cast(ids.dtype) == ids).fill_null(False)
-            self._raise_if(frame, role, ~is_whole, "ids must be integers or strings")
-            limit = _EXACT_INTEGERS[str(ids.dtype)]
-            problem = (
-                f"{ids.dtype} has no exact integers from {limit} on, so that ids may have been merged: give integers"
-            )
-            self._raise_if(frame, role, ids.abs() >= limit, problem)
-            ids = integers
-        if not (ids.dtype.is_integer() or ids.dtype == pl.String):
-            raise ValueError(f"{self._label(role)}: ids must be integers or strings, not {ids.dtype}")
-        if self.kinds[role] == "str":
-            return ids.cast(pl.String)
-        if ids.dtype == pl.String and not self.table.is_text:
-            self._change_kind(role, "str")
-        integers, is_text = plain_integers(ids)
-        if not self.table.is_text:
-            self._raise_if(frame, role, is_text, "integer ids must fit int64; give them as strings")
-        if is_text.any():
-            first = frame.filter(is_text).row(0, named=True)
-            self._reasons[role] = f"{first[role]!r:.80} in row {first['row'] + 1}"
-            self._change_kind(role, "str")
-        return integers
-
-    def _times(self, frame: pl.DataFrame) -> pl.Series:
-        """Return the times as Int64 or Float64. Dates become seconds since 1970."""
-        times = frame["time"]
-        self._raise_if(frame, "time", times.is_null(), "a time is missing")
-        if times.dtype == pl.String:
-            return self._parse_times(frame)
-        if times.dtype in (pl.Date, pl.Datetime):
-            return times.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
-        if times.dtype.is_integer():
-            integers = times.cast(pl.Int64, strict=False)
-            self._raise_if(frame, "time", integers.is_null(), "the number does not fit int64")
-            return integers
-        if times.dtype.is_float() or times.dtype.is_decimal():
-            floats = times.cast(pl.Float64)
-            self._raise_if(frame, "time", ~floats.is_finite(), "a time must be finite")
-            return floats
-        raise ValueError(f"{self._label('time')}: times must be numbers, dates or ISO 8601 strings, not {times.dtype}")
-
-    def _parse_times(self, frame: pl.DataFrame) -> pl.Series:
-        """Parse times that are strings as the assumed kind, which is "int" at first.
-
-        If a time is not an integer, change the kind and raise RereadRequired. The new kind is "date" if the first row
-        of the table is a date, else "float".
-        """
-        times, kind = frame["time"], self.kinds["time"]
-        if kind == "date":
-            seconds = pl.Series("time", [_parse_iso_time(text) for text in times], dtype=pl.Float64)
-            self._raise_if(frame, "time", seconds.is_null(), "this is no ISO 8601 date or time, but the first row is")
-            return seconds
-        numbers = times.cast(pl.Int64 if kind == "int" else pl.Float64, strict=False)
-        if kind == "int" and numbers.null_count():
-            if _parse_iso_time(times[0]) is not None and self.n_rows == 0 and numbers[0] is None:
-                self._change_kind("time", "date")
-            is_finite = times.cast(pl.Float64, strict=False).is_finite().fill_null(False)
-            self._raise_if(frame, "time", ~is_finite, "neither a number nor an ISO 8601 time")
-            self._change_kind("time", "float")
-        self._raise_if(frame, "time", ~numbers.is_finite().fill_null(False), "this is no finite number")
-        return numbers
-
-    def _change_kind(self, role: str, kind: str) -> NoReturn:
-        self.kinds[role] = kind
-        raise RereadRequired
-
-    def _raise_if(self, frame: pl.DataFrame, role: str, mask: pl.Series, problem: str) -> None:
-        """Raise ValueError for the first row in which the mask is True."""
-        if mask.any():
-            index = mask.arg_true()[0]
-            value = frame[role].dtype if frame[role].dtype.is_temporal() else frame[role][index]  # not all dates print
-            raise ValueError(
-                f"{self._label(role)}, row {frame['row'][index] + 1} (the first after the header is 1), "
-                f"value {value!r:.80}: {problem}"
-            )
-
-    def _label(self, role: str) -> str:
-        """Return the names of the source and the column, for an error message."""
-        return f"{self.table.name}: column {self.table.columns[role]!r}"
-
-
-def plain_integers(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Convert ids to Int64. Also return a mask of the ids that must stay text, such as "x7", "007" and "+7"."""
-    integers = ids.cast(pl.Int64, strict=False)
-    is_text = integers.is_null()
-    if ids.dtype == pl.String:
-        zero_padded = ids.str.starts_with("0") & (ids.str.len_bytes() > 1)
-        is_text |= zero_padded | ids.str.starts_with("+") | ids.str.starts_with("-0")
-    return integers, is_text
-
-
-def _parse_iso_time(text: Any) -> float | None:
-    """Convert an ISO 8601 date or time to seconds since 1970; None for other text. Without a time zone it is UTC."""
-    try:
-        time = datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-
-
-def numpy_ids(ids: pl.Series) -> np.ndarray:
-    """Convert Int64 ids to int64, and String ids to NumPy's StringDType."""
-    return ids.to_numpy() if ids.dtype == pl.Int64 else np.array(ids.to_list(), STRING)

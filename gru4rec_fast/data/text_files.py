@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
     raise ImportError("reading a log needs polars: pip install polars (a prepared store opens without it)") from error
 
 # `pl` is exported, so that other modules that import it from here raise the same error if polars is missing.
-__all__ = ["TextFile", "column_names", "explain_damage", "first_line", "guess_separator", "line_batches", "pl"]
+__all__ = ["TextFile", "first_line", "guess_separator", "line_batches", "pl"]
 
 _SEPARATORS = "\t,;| "
 _NO_SEPARATOR = "\x1f"  # ASCII "unit separator", which text files do not contain: each line is one column
@@ -72,7 +72,7 @@ class TextFile:
         for argument, character in (("separator", separator), ("quote", quote)):
             if character is not None and len(character.encode()) != 1:
                 raise ValueError(f"{argument}={character!r}: it must be a single ASCII character")
-        names = column_names(header_text, separator, quote, f"{path}, line {header + 1}")
+        names = _column_names(header_text, separator, quote, f"{path}, line {header + 1}")
         # In a regex, characters are written as \xNN, so that they need no escaping.
         s, q = (f"\\x{ord(character):02x}" for character in (separator, quote or '"'))
         field = f"(?:{q}(?:[^{q}]|{q}{q})*{q}|[^{q}{s}]*)"  # a quoted field, or one without quotes
@@ -133,7 +133,7 @@ class TextFile:
         ).select(pl.col(str(i)).alias(name) for name, i in columns.items())
         empty_rows = self.empty_lines - self.header - 1
         n_rows = -1  # the first row is the header
-        with explain_damage(self.path, self.separator):
+        with _explain_damage(self.path, self.separator):
             for chunk in frame.collect_batches(chunk_size=batch_rows, maintain_order=True, engine="streaming"):
                 for batch in chunk.iter_slices(batch_rows):
                     rows = pl.int_range(n_rows, n_rows + len(batch), dtype=pl.Int64, eager=True).alias("row")
@@ -163,7 +163,7 @@ class TextFile:
     def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the number and the fields of each row that is not empty, as the csv module splits them."""
         blanks = " \t".replace(self.separator, "")
-        with explain_damage(self.path, self.separator):
+        with _explain_damage(self.path, self.separator):
             reader = csv.reader(
                 _text_lines(self.path),
                 delimiter=self.separator,
@@ -200,7 +200,7 @@ def guess_separator(header: str, wanted: Iterable[str]) -> str:
     return max(_SEPARATORS, key=score)
 
 
-def column_names(header: str, separator: str, quote: str | None, place: str) -> list[str]:
+def _column_names(header: str, separator: str, quote: str | None, place: str) -> list[str]:
     """Split a header into column names; ValueError that begins with `place` if a quoted name is not closed."""
     if quote is None:
         return header.split(separator)
@@ -229,7 +229,7 @@ def line_batches(path: Path, batch_lines: int = _BATCH_LINES) -> Iterator[pl.Ser
     A byte order mark is removed. Lines end with LF or CRLF. Raises ValueError if the file cannot be read.
     """
     try:
-        with explain_damage(path):
+        with _explain_damage(path):
             # polars also decompresses.
             frame = pl.scan_csv(
                 path,
@@ -278,7 +278,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 @contextmanager
-def explain_damage(path: Path, separator: str | None = None) -> Iterator[None]:
+def _explain_damage(path: Path, separator: str | None = None) -> Iterator[None]:
     """Context manager that replaces an error of a library that reads `path` by a ValueError that names `path`."""
     try:
         yield

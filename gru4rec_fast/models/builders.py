@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gru4rec_fast import ops
+from gru4rec_fast._atomic_writes import is_folder
 from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore, TripleSampler, Vocabulary
-from gru4rec_fast.data.atomic_writes import is_folder
 from gru4rec_fast.data.graphs.order import align_indices
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import (

@@ -147,8 +147,8 @@ class UnknownParameterError(TypeError):
         self.unknown, self.known = unknown, known
 
     def __str__(self) -> str:
-        unknown = ", ".join(brief(name, 20).strip("'\"") for name in self.unknown[:2])
-        return f"unknown parameter {unknown}; there are {', '.join(self.known)}"
+        unknown = ", ".join(brief(name, 20).strip("'\"") for name in self.unknown)
+        return f"unknown parameter{'s' if len(self.unknown) > 1 else ''} {unknown}; there are {', '.join(self.known)}"
 
 
 def check_names(parameters: Mapping[str, Any], names: Sequence[str]) -> None:

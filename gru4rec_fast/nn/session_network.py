@@ -51,8 +51,8 @@ class SessionNetwork(StepCounter):
         impl: "auto", "native" or "reference", for all operators.
 
     Parameters: output.weight [n_items, H], output.bias [n_items], embedding.weight (separate: [n_items, embedding_dim];
-    none: [n_items, 3 * layers[0]], gate order r, z, n), layers.<l>.{weight_ih, weight_hh, bias_ih, bias_hh}. H is
-    layers[-1].
+    none: [n_items, 3 * layers[0]], gate order r, z, n), gru.layers.<l>.{weight_ih, weight_hh, bias_ih, bias_hh}.
+    H is layers[-1].
 
     Raises:
         ValueError: an argument is out of range; the message names it.

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru4rec_fast._atomic_writes import flush_to_disk, replace_file
 from gru4rec_fast._untrusted import brief, parse_json
-from gru4rec_fast.data.atomic_writes import flush_to_disk, replace_file
 from gru4rec_fast.training.earlier_training import recover_run_folder
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru4rec_fast.data.atomic_writes import replace_file
+from gru4rec_fast._atomic_writes import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from gru4rec_fast.data.atomic_writes import flush_to_disk, remove_abandoned_files
+from gru4rec_fast._atomic_writes import flush_to_disk, remove_abandoned_files
 from gru4rec_fast.training.folder_lock import lock_folder
 
 LAST_FILE, BEST_FILE = "last.safetensors", "best.safetensors"

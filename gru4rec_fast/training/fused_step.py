@@ -165,28 +165,28 @@ class FusedTrainingStep:
         if precision == "bf16" and network.output.weight.dtype != torch.float32:
             raise ValueError(f"precision='bf16' needs float32 weights, not {network.output.weight.dtype}")
         self.steps, self.n_items = steps, network.n_items
-        self._network, self._criterion, self._optimizer = network, criterion, optimizer
-        self._options = {"steps": steps, "accumulate": accumulate, "precision": precision}
+        self._network, self._optimizer = network, optimizer
+        self._options = {
+            "loss": criterion.loss,
+            "batch_size": criterion.batch_size,
+            "elu_param": criterion.elu_param,
+            "bpreg": criterion.bpreg,
+            "label_smoothing": criterion.label_smoothing,
+            "logq": criterion.logq,
+            "sample_alpha": criterion.sample_alpha,
+            "mask_accidental_hits": criterion.mask_accidental_hits,
+            "log_support": criterion.log_support,
+            "steps": steps,
+            "accumulate": accumulate,
+            "precision": precision,
+        }
         self._native: Any = _backend.native_module()
         self._bind()
 
     def _bind(self) -> None:
         """Create the C++ object, which keeps references to the current weights and optimizer state."""
         self._bound_tensors: list[Tensor | None] = []
-        criterion = self._criterion
-        self._native_step = self._native.FusedTrainingStep(
-            **self._network_arguments(),
-            loss=criterion.loss,
-            batch_size=criterion.batch_size,
-            elu_param=criterion.elu_param,
-            bpreg=criterion.bpreg,
-            label_smoothing=criterion.label_smoothing,
-            logq=criterion.logq,
-            sample_alpha=criterion.sample_alpha,
-            mask_accidental_hits=criterion.mask_accidental_hits,
-            log_support=criterion.log_support,
-            **self._options,
-        )
+        self._native_step = self._native.FusedTrainingStep(**self._network_arguments(), **self._options)
         self._bound_mode = self._network.training, self._network.seed
 
     def _rebind_if_changed(self) -> None:

@@ -38,9 +38,10 @@ def checkpoint_to_resume(folder: str | os.PathLike[str]) -> Path:
 class RunFolder:
     """Writes the files of a training.
 
-    A folder has the files of one training. The first last.safetensors of this training moves the files of an earlier
-    training to the subfolder `previous`, where they replace the files of the training before. If this training ends
-    without a last.safetensors, the earlier files stay where they are (see `earlier_training`).
+    A folder has the files of one training. When the first checkpoint of this training (best or last.safetensors) is
+    complete, the files of an earlier training are moved to a hidden subfolder. The first last.safetensors moves them on
+    to the subfolder `previous`, where they replace the files of the training before. If this training ends without a
+    last.safetensors, the earlier files are moved back, and replace those of this training (see `earlier_training`).
 
     Args:
         path: the folder, created when the first file is written; None: nothing is written.

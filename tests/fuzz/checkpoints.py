@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from damage import INTEGERS, JSON_VALUES
+from damage import INTEGERS, JSON_VALUES, byte_damages, with_damaged_bytes
 from harness import Target
 from hypothesis import strategies as st
 
@@ -77,8 +77,7 @@ def _damages(content: bytes) -> Any:
     dtypes = ["F32", "F64", "I32", "I64", "BF16", "U8", "BOOL", "F16", "X"]
     values = {"at": st.integers(0, 50), "value": INTEGERS | st.floats()}
     choices = [
-        st.fixed_dictionaries({"cut": st.integers(0, len(content))}),
-        st.fixed_dictionaries({"at": st.integers(0, len(content)), "bytes": st.text("\x00\xff{}9\x80", min_size=1)}),
+        *byte_damages(st.integers(0, len(content))),
         st.tuples(st.sampled_from(in_documents), JSON_VALUES | INTEGERS).map(lambda pair: {**pair[0], "json": pair[1]}),
         st.fixed_dictionaries({"path": st.sampled_from(_paths(header)), "json": JSON_VALUES}),
         st.fixed_dictionaries({"remove": st.sampled_from(tensors)}),
@@ -90,11 +89,8 @@ def _damages(content: bytes) -> Any:
 
 
 def _damaged(content: bytes, damage: dict[str, Any]) -> bytes:
-    if "cut" in damage:
-        return content[: damage["cut"]]
-    if "bytes" in damage:
-        inserted = damage["bytes"].encode("latin-1")
-        return content[: damage["at"]] + inserted + content[damage["at"] + len(inserted) :]
+    if (damaged := with_damaged_bytes(content, damage)) is not None:
+        return damaged
     try:
         header, data = _unpack(content)
         metadata = header["__metadata__"]

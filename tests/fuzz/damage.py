@@ -30,13 +30,30 @@ _DESCRIPTIONS = st.one_of(
 )
 
 
+def byte_damages(position: SearchStrategy[int], **keys: SearchStrategy[Any]) -> list[SearchStrategy[dict[str, Any]]]:
+    """Return strategies of damages that cut a file short or replace bytes. The damages have `keys`, too."""
+    return [
+        st.fixed_dictionaries({**keys, "cut": position}),
+        st.fixed_dictionaries({**keys, "at": position, "bytes": st.text("\x00\xff{}9\x80", min_size=1)}),
+    ]
+
+
+def with_damaged_bytes(content: bytes, damage: dict[str, Any]) -> bytes | None:
+    """Return the content with a damage of `byte_damages`; None for a damage of another kind."""
+    if "cut" in damage:
+        return content[: damage["cut"]]
+    if "bytes" in damage:
+        new = damage["bytes"].encode("latin-1")
+        return content[: damage["at"]] + new + content[damage["at"] + len(new) :]
+    return None
+
+
 def damages(files: Mapping[str, bytes]) -> SearchStrategy[list[dict[str, Any]]]:
     """Return a strategy of one to three damages to the given files."""
     arrays = [name for name in files if name.endswith(".npy")]
     position = st.integers(0, max(map(len, files.values())))
     choices = [
-        st.fixed_dictionaries({"file": st.sampled_from([*files]), "cut": position}),
-        st.fixed_dictionaries({"file": st.sampled_from([*files]), "at": position, "bytes": st.text("\x00\xff{}9\x80")}),
+        *byte_damages(position, file=st.sampled_from([*files])),
         st.fixed_dictionaries({"file": st.sampled_from([*files]), "become": st.sampled_from(KINDS_OF_FILE)}),
         st.fixed_dictionaries({"file": st.sampled_from(arrays), "at": st.integers(0, 40), "value": INTEGERS}),
         st.fixed_dictionaries({"file": st.sampled_from(arrays), "shape": st.lists(INTEGERS, max_size=2)}),
@@ -74,11 +91,8 @@ def write_damaged(folder: Path, files: Mapping[str, bytes], damage_list: list[di
 
 
 def _damaged(content: bytes, damage: dict[str, Any]) -> bytes:
-    if "cut" in damage:
-        return content[: damage["cut"]]
-    if "bytes" in damage:
-        inserted = damage["bytes"].encode("latin-1")
-        return content[: damage["at"]] + inserted + content[damage["at"] + len(inserted) :]
+    if (damaged := with_damaged_bytes(content, damage)) is not None:
+        return damaged
     try:
         array = np.load(io.BytesIO(content))
     except Exception:  # an earlier damage; NumPy raises errors of many types

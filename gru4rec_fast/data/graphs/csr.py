@@ -110,6 +110,7 @@ def find_csr_damage(
     if offsets[n_users] != n_edges:
         return "offsets", f"states {offsets[n_users]} edges of users, not {n_edges}"
     sums = [0, 0]  # sums of hashes of the edges: over the rows of users, and of items
+    last_edge = (-1, -1)  # row and column of the edge before the chunk
     for half, (first_edge, low, high) in enumerate(((0, n_users, n_users + n_items), (n_edges, 0, n_users))):
         for start in range(first_edge, first_edge + n_edges, _CHUNK_EDGES):
             stop = min(start + _CHUNK_EDGES, first_edge + n_edges)
@@ -119,8 +120,10 @@ def find_csr_damage(
             columns = neighbors[start:stop].astype(np.int64)
             if columns.min() < low or columns.max() >= high:
                 return "neighbors", f"holds {columns.min()} to {columns.max()}, not {low} to {high - 1}"
-            if ((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any():
+            decreases = rows[0] == last_edge[0] and columns[0] <= last_edge[1]
+            if decreases or ((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any():
                 return "neighbors", "holds neighbors of a node that do not increase"
+            last_edge = rows[-1], columns[-1]
             users, items = (rows, columns) if half == 0 else (columns, rows)
             edges = users.astype(np.uint64) << np.uint64(32) | items.astype(np.uint64)
             hashes = edges * np.uint64(0x9E3779B97F4A7C15)

@@ -181,7 +181,8 @@ class InteractionGraph:
             ValueError: there are no rows, a column is missing, or an id is missing or neither integer nor string.
             TypeError: `source` is neither a path nor a table.
         """
-        from gru4rec_fast.data.tables import TableReader, numpy_ids, open_table
+        from gru4rec_fast.data.table_reader import TableReader, numpy_ids
+        from gru4rec_fast.data.tables import open_table
 
         keys = {"user": user_key, "item": item_key}
         reader = TableReader(open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle))

@@ -1,14 +1,15 @@
-"""Split the interactions of each user of a graph into training and test interactions; save the parts."""
+"""Split the interactions of each user of a graph into training and test interactions; write the parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from gru4rec_fast._atomic_writes import replace_folder
 from gru4rec_fast.data.array_folder import stated_format, write_meta
-from gru4rec_fast.data.atomic_writes import replace_folder
 from gru4rec_fast.data.graphs.graph import FORMAT, PREPARED_FORMAT, InteractionGraph
 
 _PARTS = ("train", "test", "train_tr", "train_valid")
@@ -50,18 +51,20 @@ def split_interactions(
     return train, test
 
 
-def save_parts(graphs: Mapping[str, InteractionGraph], out: str | Path) -> None:
-    """Write graphs to the folders `out`/NAME. All parts of an earlier preparation in `out` are replaced, at once.
+@contextmanager
+def replace_parts(out: str | Path) -> Iterator[dict[str, InteractionGraph]]:
+    """Yield an empty dict; at the end of the block, write the graphs that were put into it to the folders `out`/NAME.
 
-    Args:
-        graphs: graphs by name: "train", "test", "train_tr" or "train_valid".
-        out: the folder; `InteractionGraph.open` opens its subfolders.
+    The keys of the dict are the names: "train", "test", "train_tr" or "train_valid". All parts of an earlier
+    preparation in `out` are replaced, at once. `InteractionGraph.open` opens the folders.
 
     Raises:
-        FileExistsError: `out` holds something other than prepared interactions.
-        OSError: the disk is full; an earlier version is unchanged.
+        FileExistsError: `out` holds something other than prepared interactions; raised before the block runs.
+        OSError: see `replace_folder`; an earlier version is unchanged.
     """
     with replace_folder(out, _holds_prepared_interactions) as temporary:
+        graphs: dict[str, InteractionGraph] = {}
+        yield graphs
         for name, graph in graphs.items():
             (temporary / name).mkdir()
             graph.write(temporary / name)
@@ -70,7 +73,7 @@ def save_parts(graphs: Mapping[str, InteractionGraph], out: str | Path) -> None:
 
 
 def _holds_prepared_interactions(folder: Path) -> bool:
-    """Return whether `save_parts` wrote the folder, or version 0.1, whose folders had no meta.json above the parts."""
+    """Return whether this version wrote the folder, or version 0.1, whose folders had no meta.json above the parts."""
     if (folder / "meta.json").exists():
         return stated_format(folder) == PREPARED_FORMAT
     visible = [path for path in folder.iterdir() if not path.name.startswith(".")]  # 0.1 left hidden ones after a kill

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from gru4rec_fast.data.sessions.events import EventLog, Events
-from gru4rec_fast.data.tables import RereadRequired, Table, TableReader, numpy_ids
+from gru4rec_fast.data.table_reader import RereadRequired, TableReader, numpy_ids
+from gru4rec_fast.data.tables import Table
 from gru4rec_fast.data.text_files import pl
 from gru4rec_fast.data.vocabulary import Vocabulary
 

@@ -189,13 +189,9 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         chunk = max(self.steps, min(CHUNK_STEPS, CHUNK_EVENTS // self.n_lanes) // self.steps * self.steps)
         while True:
             chunk_start = [tensor.tolist() for tensor in lane_state]
-            inputs, targets, reset = ops.session_batch(
-                self.items, self.offsets, order, *lane_state, chunk, impl=self.impl
-            )
-            n_live = self._count_live(inputs.numpy(), targets.numpy(), reset.numpy())
+            (inputs, targets, reset), n_live = self._compute_chunk(order, lane_state, chunk)
             n_steps = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
             is_last_chunk = n_steps < chunk or self._next_live(order, lane_state) < self.min_live
-            inputs, targets, reset = (self._to_device(tensor) for tensor in (inputs, targets, reset))
             for i, start in enumerate(range(0, n_steps, self.steps)):
                 self._position = {"blocks": i + 1, "lanes": chunk_start}
                 block = slice(start, min(start + self.steps, n_steps))
@@ -207,12 +203,23 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         if n_steps == 0:
             self._finish_epoch()
 
+    # Inference mode may begin and end between two blocks. A tensor made in it could not be updated outside of it.
+    @torch.inference_mode(False)
+    def _compute_chunk(
+        self, order: Tensor | None, lane_state: LaneState, steps: int
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], list[int]]:
+        """Return (inputs, targets, reset) of the next steps on `device`, and the number of live lanes of each step."""
+        inputs, targets, reset = ops.session_batch(self.items, self.offsets, order, *lane_state, steps, impl=self.impl)
+        n_live = self._count_live(inputs.numpy(), targets.numpy(), reset.numpy())
+        return (self._to_device(inputs), self._to_device(targets), self._to_device(reset)), n_live
+
     def _next_live(self, order: Tensor | None, lane_state: LaneState) -> int:
         """Return the number of live lanes of the next step."""
         lane_session, lane_position, cursor = (tensor.clone() for tensor in lane_state)
         ops.session_batch(self.items, self.offsets, order, lane_session, lane_position, cursor, steps=1, impl=self.impl)
         return int((lane_session < self.n_sessions).sum())
 
+    @torch.inference_mode(False)
     def start_epoch(self) -> tuple[Tensor | None, LaneState]:
         """Return the session order of this epoch, and the lane state at the current position (see `load_state_dict`).
 

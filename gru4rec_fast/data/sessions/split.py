@@ -19,7 +19,7 @@ class Split:
         days: hold out the sessions that end within the last `days` times 24 hours of the log.
         fraction: hold out this fraction of the sessions. Among sessions with the same end, those with the latest start
             are held out first.
-        time_unit: unit of numeric times, "s", "ms", "us" or "ns"; used with `days` only.
+        time_unit: unit of numeric times, "s", "ms", "us" or "ns"; with `days` only.
     """
 
     days: float | None = None
@@ -35,6 +35,8 @@ class Split:
             raise ValueError(f"Split: fraction={self.fraction}: must be between 0 and 1")
         if self.time_unit not in _PER_SECOND:
             raise ValueError(f"Split: time_unit={self.time_unit!r}: choose one of {', '.join(map(repr, _PER_SECOND))}")
+        if self.days is None and self.time_unit != "s":
+            raise ValueError(f"Split: time_unit={self.time_unit!r} has no effect on fraction=...: leave it out")
 
     @classmethod
     def parse(cls, text: str, time_unit: str = "s") -> Split:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from gru4rec_fast._atomic_writes import explain_disk_full
 from gru4rec_fast.data.array_folder import (
     ArrayFolder,
     FolderFormat,
@@ -20,7 +21,6 @@ from gru4rec_fast.data.array_folder import (
     summary_lines,
     write_array_folder,
 )
-from gru4rec_fast.data.atomic_writes import explain_disk_full
 from gru4rec_fast.data.sessions.assembly import ItemRenumbering, merge_into_store_arrays
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, require_sessions

@@ -4,9 +4,15 @@ Data is written to a temporary folder `.NAME.partial-<random>` next to NAME, flu
 process keeps the temporary folder locked. The system releases the locks of a killed process, so an unlocked temporary
 folder is an abandoned one; the next process that writes to NAME removes it.
 
-A folder is replaced by two renames: the earlier version becomes `.NAME.old-<random>`, then the temporary folder becomes
-NAME. If the process is killed between the two renames, `restore_folder` undoes the first rename. It is called before a
-folder is opened or replaced.
+A folder is replaced by two renames: the earlier version becomes `.NAME.old-<random>`, with the random digits of the
+temporary folder, then the temporary folder becomes NAME. A kill leaves one of these states:
+
+- Before the first rename: NAME is the earlier version, and there is an abandoned temporary folder.
+- Between the renames: NAME is missing. `restore_folder` undoes the first rename. It is called before a folder is opened
+  or replaced.
+- After the second rename: NAME is the new version. The earlier version has no temporary folder with the same digits any
+  more, so it is superseded: it is never restored, even if the user deletes NAME. The next process that writes to NAME
+  removes it.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -61,14 +67,15 @@ def replace_folder(folder: str | Path, is_replaceable: Callable[[Path], bool]) -
 
     Raises:
         FileExistsError: `folder` exists and may not be replaced.
-        OSError: the disk is full; the message names `folder`.
+        OSError: `folder` cannot be renamed, such as a mount point or the current folder; raised before the block runs.
+            Or the disk is full; the message names `folder`.
     """
     folder = Path(folder).resolve()
     restore_folder(folder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or is_replaceable(folder))):
         raise FileExistsError(f"{folder} exists and holds no data written by gru4rec_fast; choose another folder")
     with explain_disk_full(folder), _temporary_folder(folder) as temporary:
-        _remove_abandoned(folder.parent, _old_prefix(folder))  # the new version was complete
+        _require_renamable(folder, temporary)
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             flush_to_disk(path)
@@ -84,10 +91,10 @@ def restore_folder(folder: str | Path) -> None:
     """
     folder = Path(folder).resolve()
     for path in (folder.parent, folder):
-        for old in [] if path.exists() else _siblings(path.parent, _old_prefix(path)):
+        for old in [] if path.exists() else _siblings(path, "old"):
             try:
-                with _locked(old, wait=True):
-                    if not path.exists():
+                with _locked(old):
+                    if not path.exists() and _twin(old).exists():
                         os.rename(old, path)
             except FileNotFoundError:  # another process has finished or undone the replacement
                 pass
@@ -103,8 +110,17 @@ def is_folder(path: Path) -> bool:
 
 
 def remove_abandoned_files(folder: Path, *names: str) -> None:
-    """Remove what killed processes left in `folder` while they wrote files with these names."""
-    _remove_abandoned(folder, *(_partial_prefix(folder / name) for name in names))
+    """Remove what killed processes left in `folder` while they wrote files with these names.
+
+    The caller must hold the lock of the folder, because the temporary files of version 0.1, `.NAME.<process id>.tmp`,
+    are not locked.
+    """
+    for name in names:
+        _remove_abandoned(folder / name)
+    pattern = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.\d+\.tmp")
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -118,34 +134,29 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _partial_prefix(path: Path) -> str:
-    return f".{path.name}.partial-"
-
-
-def _old_prefix(path: Path) -> str:
-    return f".{path.name}.old-"
-
-
-def _random_sibling(path: Path, prefix: str) -> Path:
-    return path.with_name(prefix + secrets.token_hex(4))
-
-
-def _siblings(folder: Path, *prefixes: str) -> list[Path]:
-    """Return the paths that `_random_sibling` named in `folder`; [] if there is no such folder."""
-    pattern = re.compile(f"({'|'.join(map(re.escape, prefixes))})[0-9a-f]{{8}}")
+def _siblings(target: Path, kind: str) -> list[Path]:
+    """Return the temporary folders (kind "partial") or the earlier versions ("old") of `target`."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.{kind}-[0-9a-f]{{8}}")
     try:
-        return [folder / name for name in os.listdir(folder) if pattern.fullmatch(name)]
+        return [target.with_name(name) for name in os.listdir(target.parent) if pattern.fullmatch(name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _twin(path: Path) -> Path:
+    """Return the path of the earlier version with the digits of a temporary folder, or the other way round."""
+    name, _, digits = path.name.rpartition("-")
+    stem, _, kind = name.rpartition(".")
+    return path.with_name(f"{stem}.{'old' if kind == 'partial' else 'partial'}-{digits}")
 
 
 @contextmanager
 def _temporary_folder(target: Path) -> Iterator[Path]:
     """Yield a new locked folder next to `target`, and remove it at the end. Remove abandoned ones at the start."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target.parent, _partial_prefix(target))
+    _remove_abandoned(target)
     while True:
-        temporary = _random_sibling(target, _partial_prefix(target))
+        temporary = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         temporary.mkdir()
         try:
             lock = _lock(temporary)
@@ -155,28 +166,54 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary, target)
         _unlock(lock)
 
 
-def _remove_abandoned(folder: Path, *prefixes: str) -> None:
-    """Remove the folders with these prefixes that no running process has locked."""
-    for path in _siblings(folder, *prefixes):
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary folders and earlier versions of `target` that no running process has locked."""
+    for path in [*_siblings(target, "partial"), *_siblings(target, "old")]:
         try:
             lock = _lock(path)
         except OSError:  # locked, or removed in the meantime
             continue
         if lock is not None:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path, target)
             _unlock(lock)
+
+
+def _remove(path: Path, target: Path) -> None:
+    """Remove a temporary folder or an earlier version of `target`, unless `restore_folder` needs it."""
+    if target.exists() or not _twin(path).exists():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _require_renamable(folder: Path, temporary: Path) -> None:
+    """Raise OSError if `folder` exists and cannot be renamed, or if it is the current folder or contains it."""
+    reason = None
+    with suppress(FileNotFoundError):  # the current folder was removed
+        if Path.cwd().is_relative_to(folder):
+            reason = "it is the current folder, or contains it"
+    obstacle = temporary / "obstacle"
+    obstacle.mkdir()
+    try:
+        os.rename(folder, temporary)  # always fails: if for no other reason, because `temporary` is not empty
+    except FileNotFoundError:  # there is no earlier folder
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            reason = reason or f"it cannot be renamed ({error.strerror})"
+    obstacle.rmdir()
+    if reason:
+        raise OSError(f"{folder} cannot be replaced: {reason}; choose another folder, such as {folder / 'data'}")
 
 
 def _rename_over(temporary: Path, folder: Path) -> None:
     """Rename `temporary` to `folder` and remove the earlier folder. If the rename fails, the earlier folder stays."""
+    old = _twin(temporary)
     while folder.exists():
         try:
-            with _locked(folder, wait=True):
-                old = _random_sibling(folder, _old_prefix(folder))
+            with _locked(folder):
                 os.rename(folder, old)
                 try:
                     os.rename(temporary, folder)
@@ -184,9 +221,7 @@ def _rename_over(temporary: Path, folder: Path) -> None:
                     os.rename(old, folder)
                     raise
                 flush_to_disk(folder.parent)
-                garbage = _random_sibling(folder, _partial_prefix(folder))
-                os.rename(old, garbage)  # so that an incompletely removed folder is never restored
-                shutil.rmtree(garbage, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
             return
         except FileNotFoundError:  # another process has replaced the folder in the meantime
             if not temporary.exists():
@@ -195,8 +230,9 @@ def _rename_over(temporary: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[None]:
-    lock = _lock(folder, wait)
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder until the end of the block; wait for it. Raises FileNotFoundError as `_lock` does."""
+    lock = _lock(folder, wait=True)
     try:
         yield
     finally:
@@ -227,5 +263,6 @@ def _lock(folder: Path, wait: bool = False) -> int | None:
 
 
 def _unlock(lock: int | None) -> None:
+    """Release a lock that `_lock` returned."""
     if lock is not None:
         os.close(lock)
