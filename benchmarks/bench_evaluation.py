@@ -233,7 +233,7 @@ def test_one_long_row(
         {name: timed(work, units) for name, work in works.items()},
         row=request.node.callspec.id,
         unit=unit,
-        subjects={"one long row": {"spread evenly": 1 / 1.5}},  # goal: at most 1.5 times the time
+        goals={"one long row": {"spread evenly": 1 / 1.5}},  # goal: at most 1.5 times the time
     )
     compare.note(memory={"row": f"memory, {request.node.callspec.id}", "goal": 1.5, "sides": figures})
 

@@ -1,4 +1,5 @@
-// Matrix products. With AVX-512, the kernels of matrix/product_kernel.inc compute them; without it, torch's BLAS does.
+// Matrix products. With AVX-512, the kernels of matrix/product_kernel.inc compute them; without it, torch's BLAS does,
+// but not for a single row, because a call of BLAS takes longer than such a product.
 //
 // There are two reasons for these kernels. MKL, the BLAS of torch's wheels, seems to use AVX-512 only on Intel's
 // processors. And at the sizes of a training step, MKL spends a notable part of its time on copying operands
@@ -150,6 +151,12 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, i
       const RoundedOperands rounded(m, n, k, a, b);
       return multiply(m, n, k, rounded.a, rounded.b, c, c_stride, add);
     }
+  }
+  if (m == 1 && a.column_stride == 1 && b.row_stride == 1 && b.column_stride != 1) {
+    split_among_threads(n, kColumnUnit, k, [&](int64_t first, int64_t count) {
+      GRF_DISPATCH(multiply_row<T>)(count, k, a.data, b.skip(0, first).data, b.column_stride, c + first, add);
+    });
+    return;
   }
   const auto implementation = simd_level() == SimdLevel::avx512 ? multiply_by_tiles<T> : multiply_by_blas<T>;
   implementation(m, n, k, a, b, c, c_stride, add);
