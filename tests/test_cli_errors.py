@@ -186,6 +186,17 @@ def test_divergence_has_its_own_exit_code(folder: Path) -> None:
     assert "the loss is" in ran.error_line and "epoch 1" in ran.error_line
 
 
+def test_arithmetic_errors_other_than_divergence_have_the_exit_code_of_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (ZeroDivisionError("division by zero"), OverflowError("too large")):
+
+        def broken(error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("gru4rec_fast.build_info", broken)
+        ran = cli("info")
+        assert ran.exit_code == 2 and ran.error_line == f"error: {error}"
+
+
 def test_ctrl_c_saves_and_resume_gives_the_same_bits(folder: Path, tmp_path: Path) -> None:
     common = ["train", folder / "train.tsv", "-ps", SMALL, "--threads", "1"]
     process = start(*common, "--n-epochs", "10000", "--out", tmp_path / "run")

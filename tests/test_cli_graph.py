@@ -170,6 +170,18 @@ def test_prepare_splits_interactions_per_user(folder: Path, tmp_path: Path) -> N
     assert ran.exit_code == 0 and "recall@20" in ran.stdout, ran.stderr
 
 
+def test_preparing_again_with_fewer_parts_leaves_no_part_of_the_first_run(folder: Path, tmp_path: Path) -> None:
+    """A train_tr of the first run could contain interactions of the new test part."""
+    keys = ["--user-key", "Who", "--item-key", "What"]
+    command = ["prepare", folder / "log.tsv", tmp_path / "data", "--interactions", *keys, "--split", "fraction=0.25"]
+    assert cli(*command, "--validation-split", "fraction=0.2").exit_code == 0
+    parts = {path.name for path in (tmp_path / "data").iterdir() if path.is_dir()}
+    assert parts == {"train", "test", "train_tr", "train_valid"}
+    ran = cli(*command)
+    assert ran.exit_code == 0, ran.stderr
+    assert {path.name for path in (tmp_path / "data").iterdir() if path.is_dir()} == {"train", "test"}
+
+
 # Command line and a part of the error message. File names are replaced by paths in the fixture `folder`.
 WRONG_COMMANDS = [
     ("train train.txt --model svd", "--model svd: choose one of gru4rec, ngcf, lightgcn"),

@@ -498,6 +498,57 @@ def test_loading_a_model_with_a_damaged_support_is_an_error(tmp_path: Path, fitt
         GRU4Rec.load(path)
 
 
+def test_a_header_that_does_not_fit_the_tensors_is_an_error_before_a_network_is_built(
+    tmp_path: Path, fitted: GRU4Rec, monkeypatch: pytest.MonkeyPatch
+):
+    """A network of 40,000 units would allocate 19 GB."""
+    path = fitted.save(tmp_path / "model.safetensors")
+    checkpoint = load_checkpoint(path, GRU4Rec.file_format)
+    checkpoint.config["parameters"]["layers"] = [40_000]
+    save_checkpoint(path, checkpoint)
+    monkeypatch.setattr(GRU4Rec, "_build_network", lambda model: pytest.fail(f"built {model.layers}"))
+    with pytest.raises(CheckpointError, match=r"its header has layers=\(40000,\), its tensors layers=\(16,\)"):
+        GRU4Rec.load(path)
+
+
+def test_loading_weights_of_another_dtype_is_an_error(tmp_path: Path, fitted: GRU4Rec):
+    path = fitted.save(tmp_path / "model.safetensors")
+    checkpoint = load_checkpoint(path, GRU4Rec.file_format)
+    checkpoint.tensors["model.output.weight"] = checkpoint.tensors["model.output.weight"].int()
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(CheckpointError, match=r"output\.weight is torch\.int32 .* require torch\.float32"):
+        GRU4Rec.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("position.epoch", "1"),
+        ("position.step", -1),
+        ("position", []),
+        ("history", 5),
+        ("history", [5]),
+        ("loader", []),
+        ("early_stopping", 5),
+        ("optimizer.groups", 5),
+        ("optimizer.groups", [{"lr": "0.1"}]),
+        ("schedule", 5),
+    ],
+)
+def test_resuming_from_damaged_progress_is_an_error_that_names_the_file(tmp_path: Path, name: str, value: Any):
+    model = small_model(lr_scheduler="step")
+    model.fit(STORE, out=tmp_path, progress=False)
+    path = tmp_path / "last.safetensors"
+    checkpoint = load_checkpoint(path, GRU4Rec.file_format)
+    *outer, key = name.split(".")
+    values = checkpoint.progress[outer[0]] if outer else checkpoint.progress
+    assert key in values
+    values[key] = value
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
+        small_model(lr_scheduler="step", n_epochs=2).fit(STORE, resume=path, progress=False)
+
+
 def test_methods_of_an_unfitted_model_are_errors():
     for call in (
         lambda m: m.save("x"),

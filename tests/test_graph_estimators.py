@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,24 @@ def test_damaged_edges_and_ids_of_a_model_are_an_error(tmp_path: Path, name: str
     save_checkpoint(path, checkpoint)
     with pytest.raises(CheckpointError, match=rf"m\.safetensors is damaged: .*{message}"):
         LightGCN.load(path)
+
+
+@both_estimators
+def test_a_header_or_weights_that_do_not_fit_are_an_error(
+    estimator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong size is an error before a network allocates memory; weights of another dtype are not converted."""
+    path = small_model(estimator).fit(TRAIN, progress=False).save(tmp_path / "m.safetensors")
+    checkpoint = load_checkpoint(path, estimator.file_format)
+    embedding = checkpoint.tensors["model.embedding"]
+    save_checkpoint(path, replace(checkpoint, tensors=checkpoint.tensors | {"model.embedding": embedding.int()}))
+    with pytest.raises(CheckpointError, match=r"embedding is torch\.int32 .* require torch\.float32"):
+        estimator.load(path)
+    parameters = checkpoint.config["parameters"] | {"embedding_dim": 10**9}
+    save_checkpoint(path, replace(checkpoint, config=checkpoint.config | {"parameters": parameters}))
+    monkeypatch.setattr(estimator, "_build_network", lambda model: pytest.fail(f"built {model.embedding_dim}"))
+    with pytest.raises(CheckpointError, match=r"its header has embedding_dim=1000000000, its tensors embedding_dim="):
+        estimator.load(path)
 
 
 def test_string_ids_are_saved_and_loaded(tmp_path: Path) -> None:
