@@ -16,7 +16,10 @@ import torch
 
 from gru4rec_fast.ops import gru
 
-SHAPES = [(1, 32, 100), (1, 48, 480), (16, 64, 100), (16, 64, 480)]
+SHAPES = [
+    (1, 32, 100), (1, 512, 100), (20, 32, 100), (20, 128, 512), (50, 512, 64), (50, 512, 128), (50, 512, 256),
+    (50, 2048, 64),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -259,6 +259,26 @@ def test_importing_the_command_line_imports_no_heavy_module() -> None:
     assert not {"typer", "rich", "torch", "numpy"} & set(done.stdout.split())
 
 
+def test_ctrl_c_while_torch_is_imported_ends_the_command() -> None:
+    """C++ code of torch drops the errors of modules that it imports; so does this finder."""
+    code = """
+import contextlib, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+from gru4rec_fast.cli import main
+sys.exit(main(["info"]))
+"""
+    ran = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
+
+
 def test_ctrl_c_during_the_imports_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     original = builtins.__import__
 

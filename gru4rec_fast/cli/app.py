@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -27,11 +29,44 @@ DEBUG = "--debug"
 # Exit codes; a command that a signal stops has SIGNAL_BASE plus the signal's number.
 OUTPUT_CLOSED, ERROR, DIVERGED, SIGNAL_BASE = 1, 2, 3, 128
 
+
+def _import_torch() -> None:
+    """Import torch; raise KeyboardInterrupt after the import if Ctrl-C was pressed during it.
+
+    If the handler of Ctrl-C raised this error inside of the import, C++ code of torch might drop it, after which numpy
+    is incomplete, or end the process.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only this thread can set a handler
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        import torch
+
+        return
+    presses: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: presses.append(number))
+    try:
+        import torch  # noqa: F401
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if presses:
+        raise KeyboardInterrupt
+
+
+def _with_torch(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that imports torch first."""
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        _import_torch()
+        command(**values)
+
+    return wrapper
+
+
 app = typer.Typer(name=PROGRAM, add_completion=False, rich_markup_mode="rich")
 for command in (demo, prepare, train, evaluate, recommend, info):
     # A docstring is the help of its command. Typer would keep its line breaks, so each paragraph becomes one line.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
-    app.command(help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))(command)
+    app.command(help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))(_with_torch(command))
 
 
 def _print_version(requested: bool) -> None:
