@@ -5,14 +5,14 @@ process keeps the temporary folder locked. The system releases the locks of a ki
 folder is an abandoned one; the next process that writes to NAME removes it.
 
 A folder is replaced by two renames: the earlier version becomes `.NAME.old-<random>`, with the random digits of the
-temporary folder, then the temporary folder becomes NAME. A kill leaves one of these states:
+temporary folder (its twin), then the temporary folder becomes NAME. A kill leaves one of these states:
 
 - Before the first rename: NAME is the earlier version, and there is an abandoned temporary folder.
 - Between the renames: NAME is missing. `restore_folder` undoes the first rename. It is called before a folder is opened
   or replaced.
-- After the second rename: NAME is the new version. The earlier version has no temporary folder with the same digits any
-  more, so it is superseded: it is never restored, even if the user deletes NAME. The next process that writes to NAME
-  removes it.
+- After the second rename: NAME is the new version. The earlier version has no twin any more, so it is superseded: it is
+  never restored, even if the user deletes NAME. The next process that writes to NAME removes it once NAME exists. (The
+  folders of version 0.1 had no twins.)
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def replace_folder(folder: str | Path, is_replaceable: Callable[[Path], bool]) -
             flush_to_disk(path)
         _rename_over(temporary, folder)
         flush_to_disk(folder.parent)
+    _remove_abandoned(folder)
 
 
 def restore_folder(folder: str | Path) -> None:
@@ -119,7 +120,7 @@ def remove_abandoned_files(folder: Path, *names: str) -> None:
         _remove_abandoned(folder / name)
     pattern = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.\d+\.tmp")
     for path in folder.iterdir():
-        if pattern.fullmatch(path.name):
+        if pattern.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -157,7 +158,14 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
     _remove_abandoned(target)
     while True:
         temporary = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-        temporary.mkdir()
+        try:
+            temporary.mkdir()
+        except PermissionError as error:
+            raise PermissionError(
+                error.errno,
+                f"{target.parent} is not writable, and {target.name} is first written to a temporary folder in it; "
+                "choose another folder",
+            ) from error
         try:
             lock = _lock(temporary)
             break
@@ -183,8 +191,9 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _remove(path: Path, target: Path) -> None:
-    """Remove a temporary folder or an earlier version of `target`, unless `restore_folder` needs it."""
-    if target.exists() or not _twin(path).exists():
+    """Remove a temporary folder or an earlier version of `target`, unless it may be all that is left of `target`."""
+    is_needed = path.name.startswith(f".{target.name}.old-") or _twin(path).exists()
+    if target.exists() or not is_needed:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -214,11 +223,12 @@ def _rename_over(temporary: Path, folder: Path) -> None:
     while folder.exists():
         try:
             with _locked(folder):
-                os.rename(folder, old)
                 try:
+                    os.rename(folder, old)
                     os.rename(temporary, folder)
                 except BaseException:
-                    os.rename(old, folder)
+                    if old.exists() and not folder.exists():
+                        os.rename(old, folder)
                     raise
                 flush_to_disk(folder.parent)
                 shutil.rmtree(old, ignore_errors=True)

@@ -202,6 +202,7 @@ def test_block_limit_still_runs_several_blocks(emulation: ModuleType) -> None:
     """With a limit of 3 blocks, the first block of a grid, the last one and another one run."""
     n_blocks, block_elements = 20, 256  # of dropout_mask
     blocks_run: list[set[int]] = []
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # elements that no block writes are NaN
     emulation.set_block_limit(3)
     try:
@@ -215,7 +216,7 @@ def test_block_limit_still_runs_several_blocks(emulation: ModuleType) -> None:
             blocks_run.append({*is_written.all(1).nonzero().flatten().tolist()})
     finally:
         emulation.set_block_limit(0)
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(was_deterministic)
     assert all({0, n_blocks - 1} <= blocks and len(blocks) <= 3 for blocks in blocks_run)
     assert len(set.union(*blocks_run)) > 5
 

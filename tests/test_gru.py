@@ -215,7 +215,7 @@ def as_dtype(args: list, dtype: torch.dtype) -> list:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(
     ("steps", "lanes", "hidden"),
-    [(1, 1, 1), (4, 5, 1), (1, 32, 100), (3, 1, 17), (2, 33, 33), (3, 7, 255), (5, 50, 64)],
+    [(1, 1, 1), (4, 5, 1), (1, 32, 100), (3, 1, 17), (2, 33, 33), (3, 7, 255), (5, 50, 64), (7, 300, 5), (3, 1025, 4)],
 )
 def test_kernels_are_as_close_as_the_reference(
     impl: str, form: str, with_masks: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int
@@ -250,7 +250,7 @@ def test_gates_are_accurate_and_saturate(impl: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_bits_do_not_depend_on_threads_or_memory_layout(form: str, native_library: None) -> None:
-    for steps, lanes, hidden in ((2, 3, 5), (2, 70, 300)):
+    for steps, lanes, hidden in ((2, 3, 5), (2, 70, 300), (7, 300, 5)):
         args = make_args(form, steps, lanes, hidden, torch.float32)
         with threads(1):
             expected = output_and_gradients(args, "native")

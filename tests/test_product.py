@@ -78,7 +78,9 @@ def test_every_shape_and_layout_is_within_the_error_bound(dtype: torch.dtype, la
 
 @pytest.mark.parametrize("precision", ["full", "bf16"])
 @pytest.mark.parametrize("layout", ["nn", "tn", "nt", "tt"])
-@pytest.mark.parametrize("shape", [(48, 1500, 100), (1500, 100, 48), (48, 100, 1500), (300, 100, 33)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(48, 1500, 100), (1500, 100, 48), (48, 100, 1500), (300, 100, 33), (1, 4000, 700)], ids=str
+)
 def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], layout: str, precision: str) -> None:
     a, b = operands(*shape, layout)
     results = []
@@ -115,7 +117,7 @@ def test_rounding_to_bf16() -> None:
 
 def test_elements_beyond_the_operands_are_not_read() -> None:
     """The operands are parts of larger matrices, whose other elements are NaN."""
-    for m, n, k in [(5, 7, 3), (13, 35, 33), (50, 20, 101), (17, 40, 259)]:
+    for m, n, k in [(5, 7, 3), (13, 35, 33), (50, 20, 101), (17, 40, 259), (1, 40, 33)]:
         a, b = (torch.full((size[0] + 40, size[1] + 40), float("nan")) for size in ((m, k), (k, n)))
         a[:m, :k], b[:k, :n] = 1, 1
         for left in (a[:m, :k], a.T.contiguous().T[:m, :k]):

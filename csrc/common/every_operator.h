@@ -1,5 +1,5 @@
-// What is done for every call of an operator, before its kernels run. It follows from the operator's schema alone.
-// schema.cpp calls both functions, each in the library block of its dispatch key.
+// What is done for every call of an operator, before and after its kernels run. It follows from the operator's schema
+// alone. schema.cpp calls both functions, each in the library block of its dispatch key.
 #pragma once
 
 #include "common/library.h"
@@ -12,8 +12,9 @@ namespace grf {
 // also selects the kernels of an operator by an argument of type Device.
 void register_checks(torch::Library& m);
 
-// Registers a kernel for each operator that writes an argument, at the key ADInplaceOrView. The kernel increments the
-// version counters of the written tensors, so that autograd detects that a tensor which it saved has been changed.
+// Registers a kernel for each operator that writes an argument, at the key ADInplaceOrView. After a call without
+// an error, it increments the version counters of the written tensors, so that autograd detects that a tensor which it
+// saved has been changed.
 void register_version_counters(torch::Library& m);
 
 }  // namespace grf

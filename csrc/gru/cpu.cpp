@@ -2,9 +2,9 @@
 //
 // Each step computes one matrix product of all lanes' states with the recurrent weights, then makes one pass over each
 // lane's gates (gru/cpu_kernel.inc). The reset_before form takes two products and two passes. For a lane that is reset,
-// rows of zeros replace the lane's state and the lane's row of the product. After the last step of backward, one
-// product over all steps computes the gradient of the weights. The matrix products are the bottleneck. gru/gru.h
-// explains lane, s, W, W_rz, W_n and q.
+// rows of zeros replace the lane's state and the lane's row of the product. Backward processes about 1,024
+// rows (steps times lanes) at a time; one product over them adds to the gradient of the weights. The matrix products
+// are the bottleneck. gru/gru.h explains lane, s, W, W_rz, W_n and q.
 #include <ATen/Parallel.h>
 
 #include <algorithm>

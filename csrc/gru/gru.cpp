@@ -39,19 +39,20 @@ GruArguments::GruArguments(const Tensor& gates, int64_t n_gates, const Tensor& s
 
 namespace {
 
-struct BackwardScratch;  // the tag of a buffer that Scratch keeps for each thread
+struct PartScratch;  // the tag of a buffer that Scratch keeps for each thread
 
-// Computes `grads` on the CPU, several steps at a time: the gradients of their lanes, then their part of the gradients
-// of the weights, while the former are in the cache.
+// Computes `grads` on the CPU, for several steps at a time: first the gradients of the lanes, then what these steps add
+// to the gradients of the weights. So the gradients of the lanes are still in the cache when they are read again.
 template <typename T>
 void run_backward(const GruArguments& args, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
                   GruGradients& grads) {
-  constexpr int64_t kRows = 1024;  // of a matrix product that sums over steps and lanes; more rows are hardly faster
+  // A matrix product that sums over this many steps times lanes is hardly slower than a longer one.
+  constexpr int64_t kRows = 1024;
   const GruLayer<T> layer = args.layer<T>();
   const int64_t state_size = args.lanes * args.hidden;
   const int64_t steps_at_a_time = std::clamp<int64_t>(kRows / args.lanes, 1, args.steps);
   const T *output_data = output.const_data_ptr<T>(), *saved_data = saved.const_data_ptr<T>();
-  Scratch<T, BackwardScratch> scratch((3 * steps_at_a_time + 1) * state_size);
+  Scratch<T, PartScratch> scratch((3 * steps_at_a_time + 1) * state_size);
   T* grad_recurrent = scratch.take(3 * steps_at_a_time * state_size);
   // The gradient of the state before the steps that have been processed.
   T* grad_state = grads.state.defined() ? grads.state.mutable_data_ptr<T>() : scratch.take(state_size);

@@ -1,5 +1,6 @@
-// Matrix products. With AVX-512, the kernels of matrix/product_kernel.inc compute them; without it, torch's BLAS does,
-// but not for a single row, because a call of BLAS takes longer than such a product.
+// Matrix products. With AVX-512, the kernels of matrix/product_kernel.inc compute them; without it, torch's BLAS does.
+// An exception is one row times a matrix with contiguous columns, as in a step of a GRU with one lane: without AVX-512,
+// `multiply_row` computes it, because a call of BLAS takes longer than the product.
 //
 // There are two reasons for these kernels. MKL, the BLAS of torch's wheels, seems to use AVX-512 only on Intel's
 // processors. And at the sizes of a training step, MKL spends a notable part of its time on copying operands
@@ -152,13 +153,14 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, i
       return multiply(m, n, k, rounded.a, rounded.b, c, c_stride, add);
     }
   }
-  if (m == 1 && a.column_stride == 1 && b.row_stride == 1 && b.column_stride != 1) {
+  const bool has_tiles = simd_level() == SimdLevel::avx512;
+  if (!has_tiles && m == 1 && a.column_stride == 1 && b.row_stride == 1 && b.column_stride != 1) {
     split_among_threads(n, kColumnUnit, k, [&](int64_t first, int64_t count) {
       GRF_DISPATCH(multiply_row<T>)(count, k, a.data, b.skip(0, first).data, b.column_stride, c + first, add);
     });
     return;
   }
-  const auto implementation = simd_level() == SimdLevel::avx512 ? multiply_by_tiles<T> : multiply_by_blas<T>;
+  const auto implementation = has_tiles ? multiply_by_tiles<T> : multiply_by_blas<T>;
   implementation(m, n, k, a, b, c, c_stride, add);
 }
 

@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ngcf_layer_backward(
   const int64_t n_rows = args.n_rows, n_in = args.n_in, n_out = args.n_out;
   const auto dtype = features.scalar_type();
   const Tensor grad = contiguous(grad_out, "grad_out", {n_rows, n_out}, dtype, args.device);
-  if constexpr (kernels == Kernels::cpu) {  // in the forward pass and on CUDA, `propagate` checks them
+  if constexpr (kernels == Kernels::cpu) {  // in the forward pass, `propagate` checks them before they are used
     check_nodes("rows", args.rows, offsets.size(0) - 1);
     check_nodes("columns", args.columns, offsets.size(0) - 1);
   }
