@@ -178,6 +178,8 @@ def make_unsupported_modules(unsupported: str) -> tuple[Any, Any, Any]:
         network.gru.register_forward_hook(lambda *_: None)
     elif unsupported == "parameter hook":
         network.output.weight.register_hook(lambda grad: grad)
+    elif unsupported == "weight decay":
+        optimizer.param_groups[0]["weight_decay"] = 0.1
     elif unsupported == "optimizer hook":
         optimizer.register_step_post_hook(lambda *_: None)
     elif unsupported == "parametrized":
@@ -206,6 +208,7 @@ def make_unsupported_modules(unsupported: str) -> tuple[Any, Any, Any]:
         ("tied", "a weight is not exactly an nn.Parameter, or is used twice"),
         ("impl", "impl='reference' was requested"),
         ("groups", "one parameter group"),
+        ("weight decay", "neither weight_decay nor maximize"),
         ("dtype", r"float32 and float64 on the CPU; \S+ is torch\.float16"),
     ],
 )

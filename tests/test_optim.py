@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from gru4rec_fast.nn import gather_rows
-from gru4rec_fast.optim import SparseAdagrad, SparseAdam
+from gru4rec_fast.optim import SparseAdagrad, SparseAdam, clip_grad_norm_
 
 # Name -> class and arguments.
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     "adagrad": (SparseAdagrad, {"lr": 0.1}),
     "adagrad with momentum": (SparseAdagrad, {"lr": 0.1, "momentum": 0.4}),
     "adam": (SparseAdam, {"lr": 0.1, "betas": (0.8, 0.999), "eps": 1e-3}),
+    "adagrad with weight decay": (SparseAdagrad, {"lr": 0.1, "weight_decay": 0.3}),
+    "adam with weight decay": (SparseAdam, {"lr": 0.1, "weight_decay": 0.3, "maximize": True}),
 }
 
 
@@ -138,3 +140,65 @@ def test_parameters_without_a_gradient_are_unchanged() -> None:
     optimizer.step()
     assert torch.equal(other, torch.ones(2)) and not optimizer.state[other]
     assert int(optimizer.state[updated]["step"]) == 1
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_weight_decay_and_maximize_equal_torch(sparse: bool, impl: str) -> None:
+    """SparseAdagrad without momentum and eps equals torch's Adagrad, whose sparse gradients know no weight decay."""
+    options = {"lr": 0.1, "eps": 0.0, "weight_decay": 0.3, "maximize": True}
+    ours = train(lambda p: SparseAdagrad(p, **options, impl=impl), ALL_ROWS, sparse)
+    theirs = train(lambda p: torch.optim.Adagrad(p, **options), ALL_ROWS, sparse=False)
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_weight_decay_with_a_sparse_gradient_changes_only_its_rows(impl: str) -> None:
+    table = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = SparseAdagrad([table], lr=0.5, eps=0.0, weight_decay=0.25, impl=impl)
+    (gather_rows(table, torch.tensor([1, 1, 3])) * 0).sum().backward()
+    optimizer.step()
+    assert optimizer.state[table]["accumulator"][1].tolist() == [0.25**2] * 2  # row 1 decays once
+    assert table[:, 0].tolist() == [1, 0.5, 1, 0.5]
+
+
+def test_negative_weight_decay_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"weight_decay=-1: must not be negative"):
+        SparseAdam([torch.nn.Parameter(torch.ones(2))], weight_decay=-1)
+
+
+@pytest.mark.parametrize("optimizer", [SparseAdagrad, SparseAdam])
+def test_a_state_dict_without_weight_decay_can_be_loaded(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    saved = optimizer([parameter]).state_dict()
+    del saved["param_groups"][0]["weight_decay"], saved["param_groups"][0]["maximize"]
+    loaded = optimizer([parameter])
+    loaded.load_state_dict(saved)
+    parameter.sum().backward()
+    loaded.step()
+    assert loaded.param_groups[0]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, torch.inf])
+@pytest.mark.parametrize("max_norm", [0.5, 1e3])
+def test_clipping_equals_that_of_the_same_dense_gradients(norm_type: float, max_norm: float) -> None:
+    table, bias, unused = (torch.nn.Parameter(torch.ones(5, 2)) for _ in range(3))
+    (
+        (gather_rows(table, torch.tensor([3, 0, 3])) * torch.tensor([[1.0], [-2.0], [4.0]])).sum() + 3 * bias[1].sum()
+    ).backward()
+    copies = [torch.nn.Parameter(torch.ones(5, 2)) for _ in range(2)]
+    for copy, parameter in zip(copies, (table, bias), strict=True):
+        copy.grad = parameter.grad.to_dense().clone()
+    norm = clip_grad_norm_(iter([table, bias, unused]), max_norm, norm_type)
+    expected = torch.nn.utils.clip_grad_norm_(copies, max_norm, norm_type)
+    torch.testing.assert_close(norm, expected)
+    assert table.grad.is_sparse and unused.grad is None
+    for copy, parameter in zip(copies, (table, bias), strict=True):
+        torch.testing.assert_close(parameter.grad.to_dense(), copy.grad)
+
+
+def test_clipping_a_gradient_that_is_not_finite_can_be_an_error() -> None:
+    table = torch.nn.Parameter(torch.ones(3, 2))
+    (gather_rows(table, torch.tensor([1])) * torch.nan).sum().backward()
+    with pytest.raises(RuntimeError, match="non-finite"):
+        clip_grad_norm_(table, 1.0, error_if_nonfinite=True)
+    assert clip_grad_norm_(table, 1.0).isnan()
+    assert clip_grad_norm_([], 1.0) == 0

@@ -17,8 +17,9 @@ from gru4rec_fast.ops.sparse_update import Rule, State, update_all
 class RowOptimizer(torch.optim.Optimizer):
     """Base class of optimizers whose update rule is an operator of `gru4rec_fast.ops.sparse_update`.
 
-    A sparse gradient updates only the rows that it contains; a dense gradient updates every entry by the same rule. A
-    subclass sets `operator`, the name in gru4rec_fast.ops of the row update, and `rule`, a PyTorch function that
+    A sparse gradient updates only the rows that it contains; a dense gradient updates every entry by the same rule.
+    `weight_decay` adds weight_decay * w to the gradient of what is updated; `maximize` negates the gradient. A subclass
+    sets `operator`, the name in gru4rec_fast.ops of the row update, and `rule`, a PyTorch function that
     computes the same update of whole tensors. It implements `state_tensors` and `options`.
     """
 
@@ -32,10 +33,17 @@ class RowOptimizer(torch.optim.Optimizer):
             raise ValueError(f"momentum={defaults['momentum']}: must be in [0, 1)")
         if not all(0 <= beta < 1 for beta in defaults.get("betas", ())):
             raise ValueError(f"betas={defaults['betas']}: both must be in [0, 1)")
-        if not defaults["eps"] >= 0:
-            raise ValueError(f"eps={defaults['eps']}: must not be negative")
+        for name in ("eps", "weight_decay"):
+            if not defaults[name] >= 0:
+                raise ValueError(f"{name}={defaults[name]}: must not be negative")
         self.impl = impl
         super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # the state dict of an earlier version may lack these options
+            group.setdefault("weight_decay", 0.0)
+            group.setdefault("maximize", False)
 
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
         """Return the state tensors of a parameter, as the operator takes them; create tensors that are missing."""
@@ -59,6 +67,7 @@ class RowOptimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        grad = _regularized(parameter, grad, group["weight_decay"], group["maximize"])
         state = self.state[parameter]
         tensors, options = self.state_tensors(state, parameter, group), self.options(state, group)
         update = partial(getattr(ops, self.operator), **options, impl=self.impl)
@@ -77,6 +86,20 @@ class RowOptimizer(torch.optim.Optimizer):
         """Return whether the native row update can update the whole parameter as one row."""
         is_native = resolve(self.impl, self.operator, parameter.device.type) != "reference"
         return is_native and parameter.is_contiguous() and parameter.dtype in (torch.float32, torch.float64)
+
+
+def _regularized(parameter: Tensor, grad: Tensor, weight_decay: float, maximize: bool) -> Tensor:
+    """Return the gradient with the options of `RowOptimizer` applied."""
+    if maximize:
+        grad = -grad
+    if weight_decay == 0:
+        return grad
+    if not grad.is_sparse:
+        return grad.add(parameter, alpha=weight_decay)
+    grad = grad.coalesce()  # a row that occurs several times decays once
+    index = grad._indices()
+    values = grad._values().add(parameter[index[0]], alpha=weight_decay)
+    return torch.sparse_coo_tensor(index, values, grad.shape, is_coalesced=True, check_invariants=False)
 
 
 def get_or_create_state(state: dict[str, Any], name: str, parameter: Tensor, create: bool = True) -> Tensor | None:

@@ -25,10 +25,12 @@ class SparseAdagrad(RowOptimizer):
         lr: learning rate, positive.
         momentum: in [0, 1).
         eps: non-negative, added to the accumulator inside the root.
+        weight_decay: non-negative; weight_decay * w is added to the gradient, for a sparse gradient in its rows.
+        maximize: ascend instead of descend.
         impl: implementation of the row update, "auto", "native" or "reference".
 
     Raises:
-        ValueError: lr, momentum or eps is out of range.
+        ValueError: lr, momentum, eps or weight_decay is out of range.
     """
 
     operator = "sparse_adagrad_"
@@ -41,9 +43,12 @@ class SparseAdagrad(RowOptimizer):
         momentum: float = 0.0,
         eps: float = 1e-6,
         *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
         impl: str = "auto",
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps}, impl)
+        defaults = {"lr": lr, "momentum": momentum, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, defaults, impl)
 
     def accumulator_and_velocity(self, parameter: Tensor, momentum: float) -> tuple[Tensor, Tensor | None]:
         """Return the accumulator and the velocity of a parameter; create them if they are missing."""

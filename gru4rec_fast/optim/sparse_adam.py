@@ -32,10 +32,12 @@ class SparseAdam(RowOptimizer):
         lr: learning rate, positive.
         betas: (beta1, beta2), the decay rates of the two running means, each in [0, 1).
         eps: non-negative, added outside the root.
+        weight_decay: non-negative; weight_decay * w is added to the gradient, for a sparse gradient in its rows.
+        maximize: ascend instead of descend.
         impl: implementation of the row update, "auto", "native" or "reference".
 
     Raises:
-        ValueError: lr, betas or eps is out of range.
+        ValueError: lr, betas, eps or weight_decay is out of range.
     """
 
     operator = "sparse_adam_"
@@ -48,9 +50,12 @@ class SparseAdam(RowOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         *,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
         impl: str = "auto",
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps}, impl)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, defaults, impl)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

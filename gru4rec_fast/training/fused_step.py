@@ -91,6 +91,8 @@ def _why_not_parameters(
         return "a weight is not exactly an nn.Parameter, or is used twice"
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
         return "the optimizer must have one parameter group with all parameters of the network"
+    if any(optimizer.param_groups[0][option] for option in ("weight_decay", "maximize")):
+        return "the step supports neither weight_decay nor maximize of the optimizer"
     for name, weight in named.items():
         if weight.device.type != device_type or weight.dtype not in (torch.float32, torch.float64):
             device = "the CPU" if device_type == "cpu" else "a GPU"
