@@ -9,9 +9,12 @@ of a side, a round is one turn of each side.
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_PROC_BIND", "true")  # read when torch is imported
 
 import pytest
 import torch

@@ -15,7 +15,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 threads=${THREADS:-$(nproc)}
-export OMP_NUM_THREADS=$threads PYTHONPATH=.
+export OMP_NUM_THREADS=$threads OMP_PROC_BIND=true PYTHONPATH=.  # each thread stays on its core
 out=${OUT:-build/benchmarks}
 mkdir -p "$out"
 peers=()
