@@ -2,13 +2,15 @@
 
 A .pth file makes packages of the current environment importable in the temporary one: all of them, with torch, or only
 the build tools. All tests are offline except the test of pip's isolated build. They compile a copy of the checkout from
-which the kernels are removed, which takes seconds. .ci/run builds the whole package, with the commands of README.md.
+which the kernels are removed, which takes seconds (a minute with the operator that CONTRIBUTING.md shows). .ci/run
+builds the whole package, with the commands of README.md.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -338,3 +340,29 @@ def test_editable_installation_compiles_in_place(installation: Installation) -> 
     info = installation.info()
     assert info["how"] == "ahead of time"
     assert str(info["library"]).startswith(str(installation.checkout / "gru4rec_fast"))
+
+
+def test_the_operator_in_contributing_runs(installation: Installation) -> None:
+    """Add the operator's files and registrations to the copy of the checkout, and run its test."""
+    page = (CHECKOUT / "CONTRIBUTING.md").read_text()
+    files = re.findall(r"^```\w+\n(?://|#) (\S+\.(?:cpp|py))[^\n]*\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in files] == ["csrc/scale/scale.cpp", "gru4rec_fast/ops/scale.py", "tests/test_scale.py"]
+    shutil.copytree(
+        CHECKOUT / "tests", installation.checkout / "tests", ignore=shutil.ignore_patterns("test_*", "fuzz")
+    )
+    for name, content in files:
+        path = installation.checkout / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    (definition,) = re.findall(r"`(m\.def\(\"scale.*?\);)`", page)
+    schema = installation.checkout / "csrc" / "schema.cpp"
+    head = "GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {\n"
+    schema.write_text(schema.read_text().replace(head, head + definition))
+    with (installation.checkout / "gru4rec_fast" / "ops" / "__init__.py").open("a") as exports:
+        exports.write("from gru4rec_fast.ops.scale import scale\n")
+    result = installation.run(
+        *(installation.python, "-m", "pytest", "-p", "no:cacheprovider", installation.checkout / "tests/test_scale.py"),
+        **installation.from_checkout(),
+        GRU4REC_FAST_REQUIRE_NATIVE="1",
+    )
+    assert "2 passed" in result.stdout, result.stdout + result.stderr

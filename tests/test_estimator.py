@@ -593,6 +593,6 @@ def test_the_examples_of_the_training_page_run(tmp_path: Path, monkeypatch: pyte
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     for example in examples:
         exec(example, namespace)
-    assert len(examples) == 5
+    assert len(examples) == 6
     assert len(namespace["history"]) == 3
     assert {path.name for path in Path("run").iterdir()} >= {"last.safetensors", "curves.csv", "curves.png"}

@@ -295,7 +295,7 @@ def test_every_public_name_exists() -> None:
 
 def test_tests_run_the_installed_package() -> None:
     if not is_installed():
-        pytest.skip("gru4rec_fast is not installed; the tests run its source tree")
+        pytest.skip("gru4rec_fast is not installed, or is editable: the tests run its source tree")
     installed = Path(str(distribution("gru4rec_fast").locate_file("gru4rec_fast"))).resolve()
     assert PACKAGE.resolve() == installed
     assert distribution("gru4rec_fast").version == gru4rec_fast.__version__

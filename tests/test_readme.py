@@ -112,7 +112,7 @@ def test_linked_files_exist(page: str) -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if not target.startswith("http")]
     assert targets
     missing = [target for target in targets if not ((CHECKOUT / page).parent / target).exists()]
-    assert not missing
+    assert not missing, f"{page} links files that do not exist: {missing}"
 
 
 def test_the_index_links_every_page() -> None:
@@ -120,7 +120,8 @@ def test_the_index_links_every_page() -> None:
     index = (docs / "index.md").read_text()
     pages = [path.relative_to(docs).as_posix() for path in docs.rglob("*.md") if path.name != "index.md"]
     assert pages
-    assert [page for page in pages if f"({page})" not in index] == []
+    missing = [page for page in pages if f"({page})" not in index]
+    assert not missing, f"docs/index.md has no link to {missing}: add a line to one of its tables"
 
 
 def test_the_training_curve_is_a_small_png() -> None:
