@@ -80,7 +80,7 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
     "pandas": lambda path: make_pandas_frame(),
     "polars": lambda path: pl.DataFrame(COLUMNS),
     "polars, lazy": lambda path: pl.LazyFrame(COLUMNS),
-    "arrow": lambda path: pytest.importorskip("pyarrow").table(COLUMNS),
+    "arrow": lambda path: pytest.importorskip("pyarrow", exc_type=ImportError).table(COLUMNS),
     "dict": lambda path: COLUMNS,
     "dict of arrays": lambda path: {key: np.array(values) for key, values in COLUMNS.items()},
 }
@@ -220,12 +220,14 @@ DUPLICATE_HEADER = ("SessionId", "ItemId", "Time", "ItemId")
 
 
 def arrow_with_duplicate() -> Any:
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", exc_type=ImportError)
     return pyarrow.Table.from_arrays([pyarrow.array([1, 2])] * 4, names=DUPLICATE_HEADER)
 
 
 def parquet_with_duplicate(folder: Path) -> Path:
-    pytest.importorskip("pyarrow.parquet").write_table(arrow_with_duplicate(), folder / "log.parquet")
+    pytest.importorskip("pyarrow.parquet", exc_type=ImportError).write_table(
+        arrow_with_duplicate(), folder / "log.parquet"
+    )
     return folder / "log.parquet"
 
 

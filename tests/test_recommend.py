@@ -19,6 +19,7 @@ from native import max_examples
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.data.vocabulary import STRING
 from gru4rec_fast.evaluation import batches
 from gru4rec_fast.models import SessionRecommender, recommend
 from gru4rec_fast.nn import SessionNetwork
@@ -181,7 +182,7 @@ def test_error_names_the_argument() -> None:
 def test_sessions_and_exclude_may_be_any_iterable() -> None:
     expected = expected_best([1, 2], 4, {3, 7})[0]
     ids = ["item-3", "item-7"]
-    for exclude in (ids, tuple(ids), set(ids), dict.fromkeys(ids), np.array(ids), np.array(ids, "T"), iter(ids)):
+    for exclude in (ids, tuple(ids), set(ids), dict.fromkeys(ids), np.array(ids), np.array(ids, STRING), iter(ids)):
         assert recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=exclude).items[0].tolist() == expected
     for empty in ([], set(), np.array([], int)):
         result = recommend(NETWORK, VOCABULARY, [["item-1", "item-2"]], 4, exclude=empty)

@@ -200,7 +200,7 @@ class ArrayFolder:
         return offsets
 
     def read_ids(self, name: str, count: int) -> np.ndarray:
-        """Return the ids that `write_ids` wrote: memory-mapped int64, or str (NumPy StringDType) in memory."""
+        """Return the ids that `write_ids` wrote: memory-mapped int64, or str (`vocabulary.STRING`) in memory."""
         if not (self.path / f"{name}.utf8.npy").exists():
             return decode_ids({"ids": self.open_array(f"{name}.ids", count, np.int64)})
         offsets = self.open_offsets(f"{name}.offsets", count)

@@ -208,5 +208,5 @@ def _parse_iso_time(text: Any) -> float | None:
 
 
 def numpy_ids(ids: pl.Series) -> np.ndarray:
-    """Convert Int64 ids to int64, and String ids to NumPy's StringDType."""
+    """Convert Int64 ids to int64, and String ids to `STRING`."""
     return ids.to_numpy() if ids.dtype == pl.Int64 else np.array(ids.to_list(), STRING)

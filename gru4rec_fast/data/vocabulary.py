@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike
 
 from gru4rec_fast._untrusted import brief
 
-STRING = np.dtypes.StringDType()
+# The dtype of string ids; NumPy before version 2 has no StringDType.
+STRING: np.dtype = np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else np.dtype(object)
 _BLOCK = 1 << 20  # number of strings that are converted to Python objects at a time
 
 
 def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids") -> np.ndarray:
-    """Convert ids to a one-dimensional array: int64 if they are integers, StringDType if they are strings.
+    """Convert ids to a one-dimensional array: int64 if they are integers, `STRING` if they are strings.
 
     Raises TypeError for anything else (floats, booleans, mixtures, missing values), and ValueError for arrays that
     are not one-dimensional. Messages begin with `name`.
@@ -68,12 +69,12 @@ def as_indices(values: ArrayLike, name: str) -> np.ndarray:
 
 def kind_of(ids: np.ndarray) -> str:
     """Return "strings" or "integers", for error messages."""
-    return "strings" if ids.dtype.kind == "T" else "integers"
+    return "strings" if ids.dtype == STRING else "integers"
 
 
 def encode_ids(ids: np.ndarray) -> dict[str, np.ndarray]:
     """Convert ids to numeric arrays: {"ids": int64 [n]}, or {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}."""
-    if ids.dtype.kind != "T":
+    if ids.dtype != STRING:
         return {"ids": ids}
     offsets = np.zeros(len(ids) + 1, np.int64)
     blocks = [np.empty(0, np.uint8)]
@@ -131,7 +132,7 @@ class Vocabulary:
 
     def __init__(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> None:
         self.ids = as_ids(ids, "vocabulary")
-        """int64 [n], or an array of str [n] (NumPy StringDType)."""
+        """int64 [n], or an array of str [n] (StringDType; object before NumPy 2)."""
         self._order = np.argsort(self.ids, kind="stable")
         self._sorted = self.ids[self._order]
         repeated = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
@@ -155,7 +156,7 @@ class Vocabulary:
     @property
     def holds_strings(self) -> bool:
         """True if the ids are strings, False if they are int64."""
-        return self.ids.dtype.kind == "T"
+        return self.ids.dtype == STRING
 
     def index_of(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> np.ndarray:
         """Return the index of each id, int64 [n], or -1 for an id that the vocabulary does not hold.

@@ -93,7 +93,7 @@ class SessionStore:
 
     @cached_property
     def session_ids(self) -> np.ndarray:
-        """Session ids of the log, int64 or str (NumPy StringDType), [n_sessions]."""
+        """Session ids of the log, int64 or str (StringDType; object before NumPy 2), [n_sessions]."""
         return self._session_ids() if callable(self._session_ids) else self._session_ids
 
     def __repr__(self) -> str:
