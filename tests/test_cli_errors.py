@@ -160,7 +160,7 @@ def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, 
 
     unfinished = cli("evaluate", tmp_path / "run", folder / "test.tsv")
     assert unfinished.exit_code == 2
-    assert "the training was not finished; continue it (train ... --resume), or give " in unfinished.error_line
+    assert "a training writes when it has ended: continue it (train ... --resume), or give " in unfinished.error_line
     assert cli("evaluate", tmp_path / "run/last.safetensors", folder / "test.tsv").exit_code == 0
 
 

@@ -102,8 +102,10 @@ class Estimator(Parameters):
                 matrix or a SessionStore.
             validation: held-out data in the same forms, on which the model is evaluated after every `evaluate_every`
                 epochs; the metric `monitor` selects the best epoch. For graph models: interactions of the same users.
-            out: folder for last.safetensors, best.safetensors (with validation), curves.csv and curves.png. Files of an
-                earlier training are moved to out/previous when the first checkpoint of this training is written.
+            out: folder for last.safetensors, best.safetensors (with validation or monitor="loss"), curves.csv,
+                curves.png and, when the training has ended, model.safetensors: the model of the best epoch if there is
+                a best.safetensors, else of the last epoch. Files of an earlier training are moved to out/previous when
+                the first checkpoint of this training is written.
             resume: True: resume from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
                 ends with the same bits as an uninterrupted one.
             checkpoint_every: number of mini-batches after which last.safetensors is written also within an epoch.
@@ -174,7 +176,7 @@ class Estimator(Parameters):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", *, impl: str = "auto") -> Self:
-        """Return the model in a file of `save`, or in last.safetensors or best.safetensors of a training, on `device`.
+        """Return the model in a file of `save`, or in a file of a run folder such as model.safetensors, on `device`.
 
         Args:
             path: the file.
