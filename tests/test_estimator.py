@@ -283,7 +283,7 @@ def test_scoring_during_a_fit_does_not_switch_dropout_off(monkeypatch: pytest.Mo
                 np.testing.assert_array_equal(model.recommend([[5]], 3).scores, scores)
 
     undisturbed = small_model(dropout_p_embed=0.3, dropout_p_hidden=0.3).fit(STORE, progress=False)
-    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: ScoringProgress())
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda *_: ScoringProgress())
     model = small_model(dropout_p_embed=0.3, dropout_p_hidden=0.3)
     model.fit(STORE)
     assert model.network is not None and undisturbed.network is not None

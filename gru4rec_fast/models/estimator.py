@@ -64,6 +64,7 @@ class Estimator(Parameters):
     file_format: ClassVar[str]
     """Format of the model's files, with its version."""
     _validation_metrics: ClassVar[tuple[str, ...]]  # metrics of a validation, without their cut-off
+    _progress_unit: ClassVar[str] = "events"  # what the progress counts
     _ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
     network: StepCounter | None
 
@@ -146,7 +147,7 @@ class Estimator(Parameters):
                 validate=None if held_out is None else lambda: model._validate(held_out),
                 out=out,
                 checkpoint_template=template,
-                progress=make_progress(progress),
+                progress=make_progress(progress, model._progress_unit),
                 peak=peak,
             )
             if checkpoint is not None:

@@ -45,6 +45,7 @@ class GraphRecommender(Estimator, GraphParameters):
 
     _validation_metrics = ("recall", "ndcg")
     _ids_name = "graph"
+    _progress_unit = "triples"
     network: GraphNetwork | None
 
     def __post_init__(self) -> None:
