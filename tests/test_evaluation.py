@@ -257,6 +257,13 @@ def test_random_metrics_are_means_over_all_ranks() -> None:
     assert random_metrics(10**7)["recall@20"] == pytest.approx(2e-6)
 
 
+def test_cutoffs_may_be_one_number_and_others_are_errors() -> None:
+    assert RankMetrics(5).cutoffs == RankMetrics([np.int64(5)]).cutoffs == (5,)
+    for cutoffs in ("20", [5.5], ["5"], None, 0, []):
+        with pytest.raises(ValueError, match=r"cutoffs=.*: give at least one whole number, each at least 1"):
+            RankMetrics(cutoffs)  # type: ignore[arg-type]
+
+
 def test_report_has_baselines_and_dropped_events() -> None:
     sessions = random_sessions()
     store = make_store(sessions, {"unknown_items": 1234, "duplicates": 0})

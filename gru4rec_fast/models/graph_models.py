@@ -62,7 +62,7 @@ class GraphRecommender(Estimator, GraphParameters):
         self,
         data: Any,
         *,
-        cutoffs: Iterable[int] = (20,),
+        cutoffs: int | Iterable[int] = (20,),
         batch_size: int = 1024,
         impl: str | None = None,
         **columns: str,

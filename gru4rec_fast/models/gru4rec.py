@@ -74,7 +74,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         self,
         data: Any,
         *,
-        cutoffs: Iterable[int] = (20,),
+        cutoffs: int | Iterable[int] = (20,),
         ties: Ties = "conservative",
         batch_size: int = 512,
         baselines: bool = False,
