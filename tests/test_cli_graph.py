@@ -185,10 +185,10 @@ def test_preparing_again_with_fewer_parts_leaves_no_part_of_the_first_run(folder
 # Command line and a part of the error message. File names are replaced by paths in the fixture `folder`.
 WRONG_COMMANDS = [
     ("train train.txt --model svd", "--model svd: choose one of gru4rec, ngcf, lightgcn"),
-    ("train train.txt --model ngcf -ps layers=10", "unknown parameter layers; there are embedding_dim"),
-    ("train train.txt --model ngcf -ps layer_size=10", "(did you mean layer_sizes"),
-    ("train train.txt --model lightgcn --layer-sizes 8", "unknown parameter layer_sizes"),
-    ("train train.txt --reg-weight 1", "unknown parameter reg_weight; there are layers"),
+    ("train train.txt --model ngcf -ps layers=10", "NGCF has no parameter 'layers'; did you mean"),
+    ("train train.txt --model ngcf -ps layer_size=10", "did you mean 'layer_sizes'"),
+    ("train train.txt --model lightgcn --layer-sizes 8", "LightGCN has no parameter 'layer_sizes'"),
+    ("train train.txt --reg-weight 1", "GRU4Rec has no parameter 'reg_weight'"),
     ("train none.txt --model ngcf --monitor mrr@20", "monitor='mrr@20': choose 'loss', or recall, ndcg"),
     ("train none.txt --model ngcf", "none.txt: there is no such file"),
     ("train none.txt --model ngcf --ties median", "--ties is for gru4rec"),

@@ -147,7 +147,7 @@ def clone(model: Any) -> Any:
     "model",
     [
         small_model(lr_scheduler="step", lr_scheduler_options={"step_size": 2}, embedding="layersize", patience=3),
-        NGCF(layer_sizes="32/16", learning_rate=1, adjacency="mean"),
+        NGCF(layer_sizes=[32, 16], learning_rate=1, adjacency="mean"),
         LightGCN(n_layers=2, monitor="loss"),
     ],
     ids=lambda model: type(model).__name__,
@@ -168,7 +168,7 @@ def test_a_clone_of_scikit_learn_has_the_same_parameters(model: Any):
 
 
 def test_parameters_are_attributes_and_keyword_arguments():
-    model = GRU4Rec(layers="20/10", n_sample="5")
+    model = GRU4Rec(layers=[20, 10], n_sample=5.0)
     assert (model.layers, model.n_sample, model.loss) == ((20, 10), 5, "cross-entropy")
     with pytest.raises(TypeError, match="'layer'"):
         GRU4Rec(layer=5)  # type: ignore[call-arg]
