@@ -192,7 +192,7 @@ WRONG_COMMANDS = [
     ("train none.txt --model ngcf --monitor mrr@20", "monitor='mrr@20': choose 'loss', or recall, ndcg"),
     ("train none.txt --model ngcf", "none.txt: there is no such file"),
     ("train none.txt --model ngcf --ties median", "--ties is for gru4rec"),
-    ("train log.tsv --model ngcf", "no column 'UserId'"),
+    ("train log.tsv --model ngcf", "give the name of the column of users by user_key=... (--user-key ...)"),
     ("train empty.txt --model ngcf", "empty.txt is empty"),
     ("train sessions/train --model ngcf", "train is no interaction graph: its meta.json states"),
     ("evaluate run_lightgcn test.txt --baselines", "--baselines is for gru4rec"),
