@@ -304,7 +304,7 @@ def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)) + "\n\n")
     failed = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
-    assert failed.exit_code == 2 and "session b: the model was not trained on item -1" in failed.error_line
+    assert failed.exit_code == 2 and "session 'b': the model was not trained on item -1" in failed.error_line
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments)
     assert ran.exit_code == 0, ran.stderr
@@ -334,6 +334,9 @@ def test_the_ids_of_the_model_decide_how_a_later_file_is_read(tmp_path: Path) ->
         ran = cli("recommend", tmp_path / "run", tmp_path / name, "--k", "2")
         assert ran.exit_code == 0, ran.stderr
         assert [line.split("\t")[2] for line in ran.stdout.splitlines()[1:]] == expected
+    (tmp_path / "blanks.jsonl").write_text('{"session": 1, "items": ["1", " x7 "]}\n')
+    failed = cli("recommend", tmp_path / "run", tmp_path / "blanks.jsonl").error_line
+    assert "not trained on item ' x7 '; it was trained on 'x7', without blanks around it; --skip-unknown" in failed
     ran = cli("evaluate", tmp_path / "run", tmp_path / "log.csv", "--json", tmp_path / "e.json")
     assert ran.exit_code == 0 and read_json(tmp_path / "e.json")["n_targets"] == 2
     assert model.evaluate(tmp_path / "log.csv").n_targets == 2

@@ -77,7 +77,8 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
         if not vocabulary.holds_strings and not text.lstrip("-").isdigit():
             raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's ids are integers")
         raise ValueError(
-            f"{path}, line {line_number}: the model was not trained on user {text}; --skip-unknown skips such users"
+            f"{path}, line {line_number}: the model was not trained on user {_quoted(text, vocabulary)}; "
+            "--skip-unknown skips such users"
         )
     if not known.any():
         raise ValueError(f"{path}: the model was trained on none of these users")
@@ -87,6 +88,13 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
 
 
 def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
+def _quoted(unknown_id: int | str, vocabulary: Vocabulary) -> str:
+    """Return an id for an error message, in quotes unless it is an integer, like the ids of the vocabulary."""
+    text = str(unknown_id)
+    is_integer = not vocabulary.holds_strings and text.removeprefix("-").isdecimal()
+    return brief(text).strip("'") if is_integer else brief(text)
+
+
     """Return the sessions in a log, a prepared folder or a file of JSON lines.
 
     Raises:
@@ -141,9 +149,14 @@ def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown
     session_of_event = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
     if not known.all() and not skip_unknown:
         first_unknown = int(known.argmin())
-        session, item = sessions.ids[session_of_event[first_unknown]], sessions.items[first_unknown]
+        session = sessions.ids[session_of_event[first_unknown : first_unknown + 1]].tolist()[0]
+        item = sessions.items[first_unknown : first_unknown + 1].tolist()[0]
+        known_item = vocabulary.without_blanks(item)
+        hint = "is this a log of the same catalogue?"
+        if known_item is not None:
+            hint = f"it was trained on {_quoted(known_item, vocabulary)}, without blanks around it;"
         raise ValueError(
-            f"session {session}: the model was not trained on item {item}; is this a log of the same catalogue? "
+            f"session {brief(session)}: the model was not trained on item {_quoted(item, vocabulary)}; {hint} "
             "--skip-unknown skips such items"
         )
     lengths = np.bincount(session_of_event[known], minlength=len(sessions.ids))
