@@ -127,7 +127,7 @@ def test_recommend_for_the_users_of_a_file(folder: Path, tmp_path: Path) -> None
 
     (tmp_path / "users.txt").write_text("7\n777\n")
     ran = cli("recommend", folder / "run_lightgcn", tmp_path / "users.txt", "--skip-unknown", "--k", "2")
-    assert ran.exit_code == 0 and "skipped: 1 unknown users" in ran.stderr and len(ran.stdout.splitlines()) == 3
+    assert ran.exit_code == 0 and "skipped: 1 unknown user\n" in ran.stderr and len(ran.stdout.splitlines()) == 3
 
 
 def test_the_users_of_a_file_are_read_as_the_models_ids_are(folder: Path, tmp_path: Path) -> None:

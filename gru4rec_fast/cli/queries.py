@@ -63,6 +63,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     """
     import numpy as np
 
+    from gru4rec_fast.data.array_folder import counted
     from gru4rec_fast.data.vocabulary import STRING
 
     with open(path, encoding="utf-8-sig") as file:
@@ -83,11 +84,10 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     if not known.any():
         raise ValueError(f"{path}: the model was trained on none of these users")
     if not known.all():
-        print_note(f"skipped: {int((~known).sum()):,} unknown users")
+        print_note(f"skipped: {counted(int((~known).sum()), 'unknown users')}")
     return Users(vocabulary.ids[indices[known]])
 
 
-def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
 def _quoted(unknown_id: int | str, vocabulary: Vocabulary) -> str:
     """Return an id for an error message, in quotes unless it is an integer, like the ids of the vocabulary."""
     text = str(unknown_id)
@@ -95,6 +95,7 @@ def _quoted(unknown_id: int | str, vocabulary: Vocabulary) -> str:
     return brief(text).strip("'") if is_integer else brief(text)
 
 
+def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
     """Return the sessions in a log, a prepared folder or a file of JSON lines.
 
     Raises:
@@ -144,6 +145,8 @@ def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown
     """Return sessions of item indices from sessions of item ids, without unknown items and without empty sessions."""
     import numpy as np
 
+    from gru4rec_fast.data.array_folder import counted
+
     indices = vocabulary.index_of_any_kind(sessions.items)  # takes 7 and "7" for the same id
     known = indices >= 0
     session_of_event = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
@@ -165,6 +168,7 @@ def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown
         raise ValueError("no session has an item that the model was trained on")
     if not known.all() or not nonempty.all():
         n_items, n_sessions = int((~known).sum()), int((~nonempty).sum())
-        print_note(f"skipped: {n_items:,} events of unknown items, {n_sessions:,} sessions without a known item")
+        events = counted(n_items, "events of unknown items")
+        print_note(f"skipped: {events}, {counted(n_sessions, 'sessions without a known item')}")
     offsets = np.concatenate([[0], np.cumsum(lengths[nonempty])])
     return Sessions(sessions.ids[nonempty], indices[known], offsets, vocabulary)
