@@ -157,14 +157,17 @@ class Parameters:
 
         A value may be text, as in a parameter string: "0.1", "512/256", "True", "None".
         """
+        return cls(**cls.parse_texts(parameters))
+
+    @classmethod
+    def parse_texts(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters with values that are text converted to their types. Raises TypeError, see the class."""
         cls.check_names(parameters)
         types = {entry.name: str(entry.type) for entry in fields(cls)}
-        return cls(
-            **{
-                name: _parse(name, types[name], value) if isinstance(value, str) else value
-                for name, value in parameters.items()
-            }
-        )
+        return {
+            name: _parse(name, types[name], value) if isinstance(value, str) else value
+            for name, value in parameters.items()
+        }
 
 
 class UnknownParameterError(TypeError):
