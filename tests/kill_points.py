@@ -32,7 +32,7 @@ from gru4rec_fast.data.sessions import ingest
 from gru4rec_fast.data.sessions.preparation import open_prepared
 from gru4rec_fast.data.sessions.synthetic import markov_events
 from gru4rec_fast.training import Checkpoint, load_checkpoint, save_checkpoint
-from gru4rec_fast.training.earlier_training import MODEL_FILE, PREVIOUS, REPORT_FILE, recover_run_folder
+from gru4rec_fast.training.earlier_training import PREVIOUS, REPORT_FILE, recover_run_folder
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.run_folder import RunFolder
 
@@ -174,9 +174,10 @@ def train_run_folder(path: Path, epoch: int, finish: bool = False) -> None:
         folder.save_best(network, [])
         folder.save_last(network, {}, {"epoch": epoch})
         folder.write_csv([{"epoch": epoch, "loss": 1.0}])
+        folder.save_model(network, [], is_best_selected=epoch == 2)
         folder.close()
-        for name in (MODEL_FILE, REPORT_FILE) if finish else ():
-            (path / name).write_text(f"{name} of {epoch}")
+        if finish:
+            (path / REPORT_FILE).write_text(f"report of {epoch}")
 
 
 def set_up_run_folder(root: Path) -> None:
@@ -287,7 +288,7 @@ def set_up_training(root: Path) -> None:
 
 def check_training(root: Path) -> None:
     result = cli("evaluate", root / "run", root / "log.tsv")
-    if result.exit_code and "the training was not finished; continue it (train ... --resume)" in result.stderr:
+    if result.exit_code and "which a training writes when it has ended: continue it" in result.stderr:
         copy = root.with_name("resumed")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(root, copy)
@@ -345,7 +346,7 @@ def kill_at_random(folder: Path, n_kills: int = 50) -> int:
     return kills
 
 
-NAMES = ("last.safetensors", "best.safetensors")
+NAMES = ("last.safetensors", "best.safetensors", "model.safetensors")
 
 
 def _sessions() -> tuple[list[int], list[int]]:

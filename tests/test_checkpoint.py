@@ -44,7 +44,11 @@ def test_a_loaded_checkpoint_equals_the_saved_one(tmp_path: Path):
 def test_a_missing_file_or_a_folder_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*missing\.safetensors"):
         load_checkpoint(tmp_path / "missing.safetensors", FORMAT)
-    with pytest.raises(FileNotFoundError, match="that is a folder"):
+    with pytest.raises(FileNotFoundError, match="is a folder; it has no files of a training"):
+        load_checkpoint(tmp_path, FORMAT)
+    for name in ("model.safetensors", "best.safetensors", "curves.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"give one of its files: best\.safetensors, model\.safetensors$"):
         load_checkpoint(tmp_path, FORMAT)
 
 

@@ -304,11 +304,11 @@ def test_recommend_for_sessions_in_json_lines(logs: Path, run_folder: Path, tmp_
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, sessions)) + "\n\n")
     failed = cli("recommend", run_folder, tmp_path / "in.jsonl", "--k", "2")
-    assert failed.exit_code == 2 and "session b: the model was not trained on item -1" in failed.error_line
+    assert failed.exit_code == 2 and "session 'b': the model was not trained on item -1" in failed.error_line
     arguments = ["--k", "2", "--skip-unknown", "--out", tmp_path / "out.jsonl"]
     ran = cli("recommend", run_folder, tmp_path / "in.jsonl", *arguments)
     assert ran.exit_code == 0, ran.stderr
-    assert ran.stderr == "skipped: 2 events of unknown items, 1 sessions without a known item\n"
+    assert ran.stderr == "skipped: 2 events of unknown items, 1 session without a known item\n"
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     expected = GRU4Rec.load(run_folder / "model.safetensors").recommend([ids[:1], ids], 2)
     assert [answer["session"] for answer in answers] == ["one event", "b"]
@@ -334,6 +334,9 @@ def test_the_ids_of_the_model_decide_how_a_later_file_is_read(tmp_path: Path) ->
         ran = cli("recommend", tmp_path / "run", tmp_path / name, "--k", "2")
         assert ran.exit_code == 0, ran.stderr
         assert [line.split("\t")[2] for line in ran.stdout.splitlines()[1:]] == expected
+    (tmp_path / "blanks.jsonl").write_text('{"session": 1, "items": ["1", " x7 "]}\n')
+    failed = cli("recommend", tmp_path / "run", tmp_path / "blanks.jsonl").error_line
+    assert "not trained on item ' x7 '; it was trained on 'x7', without blanks around it; --skip-unknown" in failed
     ran = cli("evaluate", tmp_path / "run", tmp_path / "log.csv", "--json", tmp_path / "e.json")
     assert ran.exit_code == 0 and read_json(tmp_path / "e.json")["n_targets"] == 2
     assert model.evaluate(tmp_path / "log.csv").n_targets == 2
@@ -387,6 +390,22 @@ def test_prepare_then_train(logs: Path, tmp_path: Path) -> None:
     ran = cli("train", tmp_path / "data/train", "--test", tmp_path / "data/test", "-ps", SMALL)
     assert ran.exit_code == 0, ran.stderr
     assert "recall@20" in ran.stdout
+
+
+def test_notes_on_reading_are_printed_once_by_the_command_that_reads_the_log(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(STRING_LOG.replace(",x7,", ", x7,"))
+    ran = cli("prepare", tmp_path / "log.csv", tmp_path / "data", "--split", "fraction=0.5")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stderr.splitlines() == [
+        f"{tmp_path / 'log.csv'}:",
+        "  item ids are strings ('x7' in row 1 is no plain integer)",
+        "  6 item ids had blanks around them, which were removed",
+    ]
+    assert "item ids" not in ran.stdout
+    ran = cli("train", tmp_path / "data/train", "--test", tmp_path / "data/test", "-ps", SMALL)
+    assert ran.exit_code == 0 and "item ids" not in ran.stderr, ran.stderr
+    ran = cli("train", tmp_path / "log.csv", "-ps", SMALL)
+    assert ran.exit_code == 0 and ran.stderr.count("item ids had blanks") == 1, ran.stderr
 
 
 def test_column_names_and_separator_do_not_change_the_training(logs: Path, tmp_path: Path) -> None:

@@ -44,10 +44,10 @@ WRONG_COMMANDS = [
     ("", "nosuch", "No such command 'nosuch'"),
     ("train", "", "Missing argument"),
     ("train", "train.tsv --layer 10", "--layers"),
-    ("train", "train.tsv -ps layer=10", "did you mean layers?"),
+    ("train", "train.tsv -ps layer=10", "GRU4Rec has no parameter 'layer'; did you mean 'layers'"),
     ("train", "train.tsv -ps layers", "'layers' is not name=value"),
     ("train", "train.tsv -ps layers=10,layers=20", "'layers' is given twice"),
-    ("train", "train.tsv --params unknown.toml", "did you mean learning_rate?"),
+    ("train", "train.tsv --params unknown.toml", "did you mean 'learning_rate'?"),
     ("train", "train.tsv --params bad.toml", "bad.toml"),
     ("train", "train.tsv --params none.toml", "none.toml: No such file"),
     ("train", "train.tsv --layers 0", "layers=[0]"),
@@ -160,7 +160,7 @@ def test_a_folder_that_another_training_is_writing_to_is_an_error(folder: Path, 
 
     unfinished = cli("evaluate", tmp_path / "run", folder / "test.tsv")
     assert unfinished.exit_code == 2
-    assert "the training was not finished; continue it (train ... --resume), or give " in unfinished.error_line
+    assert "a training writes when it has ended: continue it (train ... --resume), or give " in unfinished.error_line
     assert cli("evaluate", tmp_path / "run/last.safetensors", folder / "test.tsv").exit_code == 0
 
 

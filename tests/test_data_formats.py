@@ -272,13 +272,26 @@ def test_unused_columns_may_share_a_name(tmp_path: Path) -> None:
 
 def test_error_lists_at_most_ten_columns(tmp_path: Path) -> None:
     names = [f"c{i}" for i in range(500)]
-    with pytest.raises(ValueError, match=r"its columns are \['c0', .*'c9'\] and 490 more$"):
+    with pytest.raises(ValueError, match=r"its columns are \['c0', .*'c9'\] and 490 more: give"):
         SessionStore.from_events({name: [1] for name in names})
     # Split at the wrong separator, the header is one very long name, which is shortened.
     (tmp_path / "log.tsv").write_text("\t".join(names) + "\n")
     with pytest.raises(ValueError, match=r"its columns are \['c0.*\.\.\.'\] \(split at ','") as caught:
         SessionStore.from_events(tmp_path / "log.tsv", separator=",")
     assert len(str(caught.value)) < 500
+
+
+def test_the_error_for_a_missing_column_names_the_argument_and_similar_columns(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("SESSION_ID,item,at\n1,2,3\n")
+    with pytest.raises(ValueError) as caught:
+        SessionStore.from_events(path)
+    assert str(caught.value) == (
+        f"{path} has no column 'SessionId'; its columns are ['SESSION_ID', 'item', 'at']: give the name of the column "
+        "of sessions by session_key=... (--session-key ...); the nearest is 'SESSION_ID'"
+    )
+    with pytest.raises(ValueError, match=r"column of times by time_key=\.\.\. \(--time-key \.\.\.\)$"):
+        SessionStore.from_events(path, session_key="SESSION_ID", item_key="item")
 
 
 def test_blanks_around_values_of_text_are_removed_and_counted(tmp_path: Path) -> None:

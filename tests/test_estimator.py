@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from markov import markov_store
+from safetensors.torch import load_file
 
 from gru4rec_fast import NGCF, GRU4Rec, LightGCN
 from gru4rec_fast.data import SessionStore, Vocabulary
@@ -146,7 +147,7 @@ def clone(model: Any) -> Any:
     "model",
     [
         small_model(lr_scheduler="step", lr_scheduler_options={"step_size": 2}, embedding="layersize", patience=3),
-        NGCF(layer_sizes="32/16", learning_rate=1, adjacency="mean"),
+        NGCF(layer_sizes=[32, 16], learning_rate=1, adjacency="mean"),
         LightGCN(n_layers=2, monitor="loss"),
     ],
     ids=lambda model: type(model).__name__,
@@ -167,7 +168,7 @@ def test_a_clone_of_scikit_learn_has_the_same_parameters(model: Any):
 
 
 def test_parameters_are_attributes_and_keyword_arguments():
-    model = GRU4Rec(layers="20/10", n_sample="5")
+    model = GRU4Rec(layers=[20, 10], n_sample=5.0)
     assert (model.layers, model.n_sample, model.loss) == ((20, 10), 5, "cross-entropy")
     with pytest.raises(TypeError, match="'layer'"):
         GRU4Rec(layer=5)  # type: ignore[call-arg]
@@ -282,7 +283,7 @@ def test_scoring_during_a_fit_does_not_switch_dropout_off(monkeypatch: pytest.Mo
                 np.testing.assert_array_equal(model.recommend([[5]], 3).scores, scores)
 
     undisturbed = small_model(dropout_p_embed=0.3, dropout_p_hidden=0.3).fit(STORE, progress=False)
-    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: ScoringProgress())
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda *_: ScoringProgress())
     model = small_model(dropout_p_embed=0.3, dropout_p_hidden=0.3)
     model.fit(STORE)
     assert model.network is not None and undisturbed.network is not None
@@ -410,6 +411,23 @@ def test_a_fit_that_fails_before_training_does_not_change_the_model(tmp_path: Pa
     assert recommended.items.tolist() == expected.items.tolist()
     assert np.array_equal(recommended.scores, expected.scores)
     assert GRU4Rec.load(model.save(tmp_path / "m.safetensors")).vocabulary == STORE.vocabulary
+
+
+def test_fit_writes_the_model_to_the_run_folder_when_the_training_has_ended(tmp_path: Path):
+    """Also after a process was killed between its last checkpoint and the model."""
+    model = small_model(n_epochs=2).fit(STORE, out=tmp_path, progress=False)
+    path = tmp_path / "model.safetensors"
+    assert GRU4Rec.load(path).history == model.history
+    weights = load_file(path)
+    path.unlink()
+    small_model(n_epochs=2).fit(STORE, out=tmp_path, resume=True, progress=False)
+    resumed = load_file(path)
+    assert resumed.keys() == weights.keys() and all(torch.equal(resumed[name], weights[name]) for name in weights)
+    model = small_model(n_epochs=3, monitor="loss").fit(STORE, out=tmp_path, progress=False)
+    assert path.read_bytes() == (tmp_path / "best.safetensors").read_bytes()
+    assert len(GRU4Rec.load(path).history) == model.best_epoch
+    with pytest.raises(FileNotFoundError, match=r"best\.safetensors, model\.safetensors"):
+        GRU4Rec.load(tmp_path)
 
 
 def test_best_epoch_is_set_if_the_training_selects_one(tmp_path: Path):

@@ -257,9 +257,16 @@ def test_random_metrics_are_means_over_all_ranks() -> None:
     assert random_metrics(10**7)["recall@20"] == pytest.approx(2e-6)
 
 
+def test_cutoffs_may_be_one_number_and_others_are_errors() -> None:
+    assert RankMetrics(5).cutoffs == RankMetrics([np.int64(5)]).cutoffs == (5,)
+    for cutoffs in ("20", [5.5], ["5"], None, 0, []):
+        with pytest.raises(ValueError, match=r"cutoffs=.*: give at least one whole number, each at least 1"):
+            RankMetrics(cutoffs)  # type: ignore[arg-type]
+
+
 def test_report_has_baselines_and_dropped_events() -> None:
     sessions = random_sessions()
-    store = make_store(sessions, {"unknown_items": 1234, "duplicates": 0})
+    store = make_store(sessions, {"unseen_items": 1, "unseen_item_events": 1234, "duplicates": 0})
     support = np.arange(N_ITEMS)
     reported: list[int] = []
     report = evaluate_sessions(
@@ -276,7 +283,7 @@ def test_report_has_baselines_and_dropped_events() -> None:
     ]
     assert len(lines) == 1 + len(METRICS) + 1  # the header and a summary
     assert f"{report.n_targets:,} targets of 40 sessions" in lines[-1]
-    assert "dropped: 1,234 unknown items" in lines[-1]
+    assert "dropped: 1,234 events of 1 item that is not in the training data" in lines[-1]
     assert "duplicates" not in lines[-1]
     table = report.table(terminal=True)
     assert "\x1b[" in table and all(text in table for text in ("recall@5", "popularity", "ndcg@5"))

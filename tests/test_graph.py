@@ -90,8 +90,8 @@ def test_from_text_reads_plain_and_compressed_files(tmp_path: Path, compression:
     assert repr(graph) == "InteractionGraph(3 users, 3 items, 5 edges)"
     assert graph.summary().splitlines() == [
         "3 users, 3 items, 5 edges",
-        "  1 users without edges",
-        "  dropped: 1 duplicate interactions",
+        "  1 user without edges",
+        "  dropped: 1 duplicate interaction",
     ]
 
 
@@ -358,10 +358,10 @@ def test_from_text_of_a_bad_file_is_an_error(tmp_path: Path) -> None:
         InteractionGraph.from_text(tmp_path / "g.txt.gz")
     train = InteractionGraph.from_arrays([0], [0])
     (tmp_path / "g.txt").write_text("5 6\n")
-    with pytest.raises(ValueError, match=r"no interactions; dropped: 1 interactions of unknown users"):
+    with pytest.raises(ValueError, match=r"no interactions; dropped: 1 interaction of unknown users"):
         InteractionGraph.from_text(tmp_path / "g.txt", like=train)
     (tmp_path / "g.txt").write_text("0 a\n")
-    with pytest.raises(ValueError, match="no interactions; dropped: 1 interactions with unknown items"):
+    with pytest.raises(ValueError, match="no interactions; dropped: 1 interaction with unknown items"):
         InteractionGraph.from_text(tmp_path / "g.txt", like=train)
 
 

@@ -169,6 +169,19 @@ def test_only_needed_does_not_change_the_training(estimator: Any) -> None:
 
 
 @both_estimators
+def test_progress_counts_triples(estimator: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    small_model(estimator, n_epochs=1).fit(TRAIN)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 1/1")]
+    assert " triples in " in line and " triples/s" in line and "events" not in line
+
+
+@both_estimators
+def test_a_cutoff_may_be_a_single_number(estimator: Any) -> None:
+    report = small_model(estimator, n_epochs=1).fit(TRAIN, progress=False).evaluate(TEST, cutoffs=5)
+    assert {name.partition("@")[2] for name in report.metrics} == {"5"}
+
+
+@both_estimators
 def test_a_resumed_training_equals_an_uninterrupted_one(estimator: Any, tmp_path: Path) -> None:
     uninterrupted = small_model(estimator, n_epochs=4).fit(TRAIN, validation=TEST, progress=False)
     small_model(estimator, n_epochs=2).fit(TRAIN, validation=TEST, out=tmp_path, progress=False)
@@ -177,7 +190,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(estimator: Any, tmp_path
     assert len(resumed.history) == len(uninterrupted.history) == 4
     for record, expected in zip(resumed.history, uninterrupted.history, strict=True):
         assert {**record, "seconds": 0} == {**expected, "seconds": 0}  # only the times differ
-    assert {path.name for path in tmp_path.iterdir()} >= {"last.safetensors", "best.safetensors", "curves.csv"}
+    names = {"last.safetensors", "best.safetensors", "model.safetensors", "curves.csv"}
+    assert {path.name for path in tmp_path.iterdir()} >= names
 
 
 class CtrlCProgress(SilentProgress):
@@ -197,7 +211,7 @@ def test_a_training_interrupted_within_an_epoch_can_be_resumed(
     estimator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uninterrupted = small_model(estimator).fit(TRAIN, progress=False)
-    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: CtrlCProgress(19))
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda *_: CtrlCProgress(19))
     with pytest.raises(TrainingInterrupted, match=r"in epoch 2, after mini-batch \d+ \(.*; to continue from .*last"):
         small_model(estimator).fit(TRAIN, out=tmp_path)
     monkeypatch.undo()
@@ -224,7 +238,7 @@ def test_a_training_that_crashed_resumes_from_a_checkpoint_within_an_epoch(
                 raise Crash
 
     uninterrupted = small_model(LightGCN).fit(TRAIN, progress=False)
-    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: CrashingProgress())
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda *_: CrashingProgress())
     with pytest.raises(Crash):
         small_model(LightGCN).fit(TRAIN, out=tmp_path, checkpoint_every=4)
     monkeypatch.undo()
@@ -438,7 +452,7 @@ def test_recommending_during_a_fit_uses_no_dropout_and_is_not_remembered(
             np.testing.assert_array_equal(first, second)
 
     undisturbed = small_model(estimator).fit(TRAIN, progress=False)
-    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda show: ScoringProgress())
+    monkeypatch.setattr("gru4rec_fast.models.estimator.make_progress", lambda *_: ScoringProgress())
     model = small_model(estimator)
     model.fit(TRAIN)
     assert_same_weights(model, undisturbed)
@@ -545,7 +559,7 @@ def test_defaults_are_those_of_the_papers_and_parameters_are_arguments() -> None
     assert NGCF().to_dict().items() >= published.items()
     published = {"embedding_dim": 64, "n_layers": 3, "batch_size": 2048, "reg_weight": 1e-4, "learning_rate": 1e-3}
     assert LightGCN().to_dict().items() >= published.items()
-    assert repr(NGCF(layer_sizes="32/16", seed=4)) == "NGCF(seed=4, layer_sizes=[32, 16])"
+    assert repr(NGCF(layer_sizes=[32, 16], seed=4)) == "NGCF(seed=4, layer_sizes=[32, 16])"
     assert list(inspect.signature(NGCF).parameters) == list(NGCFParameters().to_dict())
     assert list(inspect.signature(LightGCN).parameters) == list(LightGCNParameters().to_dict())
     assert NGCF().set_params(n_epochs=2).get_params()["n_epochs"] == 2
@@ -558,7 +572,7 @@ def test_defaults_are_those_of_the_papers_and_parameters_are_arguments() -> None
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({"layers": 3}, TypeError, "unexpected keyword argument 'layers'"),
+        ({"layers": 3}, TypeError, "NGCF has no parameter 'layers'; did you mean 'layer_sizes'"),
         ({"layer_sizes": []}, ValueError, "give at least one layer"),
         ({"layer_sizes": "a/b"}, TypeError, "layer_sizes='a/b': must be sizes"),
         ({"adjacency": "laplace"}, ValueError, "adjacency='laplace': choose 'paper', one of symmetric"),

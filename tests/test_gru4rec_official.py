@@ -34,14 +34,14 @@ def test_official_calls_run_without_changes(tmp_path: Path) -> None:
     model.savemodel(tmp_path / "model.safetensors")
     loaded = GRU4Rec.loadmodel(tmp_path / "model.safetensors", device="cpu")
     assert isinstance(loaded, GRU4Rec) and loaded.layers == (16,)
-    expected = gru4rec_fast.GRU4Rec(**TEXT_PARAMETERS).fit(as_table(STORE), progress=False)  # type: ignore[arg-type]
+    expected = gru4rec_fast.GRU4Rec.create(TEXT_PARAMETERS).fit(as_table(STORE), progress=False)
     for other in (loaded, gru4rec_fast.GRU4Rec.load(tmp_path / "model.safetensors")):
         np.testing.assert_array_equal(other.recommend([[5]], 3).scores, expected.recommend([[5]], 3).scores)
 
 
 def test_fit_accepts_positional_columns_and_options_of_gru4rec_fast(tmp_path: Path) -> None:
     table = as_table(STORE).rename(columns={"SessionId": "s", "ItemId": "i", "Time": "t"})
-    model = GRU4Rec(**TEXT_PARAMETERS)  # type: ignore[arg-type]
+    model = GRU4Rec.create(TEXT_PARAMETERS)
     # data, sample_cache_max_size, compatibility_mode, item_key, session_key, time_key
     model.fit(table, 0, False, "i", "s", "t", validation=table, out=tmp_path, progress=False)
     assert "validation" in model.history[0] and (tmp_path / "best.safetensors").exists()
@@ -50,7 +50,9 @@ def test_fit_accepts_positional_columns_and_options_of_gru4rec_fast(tmp_path: Pa
 def test_the_main_class_lacks_the_methods_and_arguments_of_the_official_code() -> None:
     assert not hasattr(gru4rec_fast.GRU4Rec, "savemodel") and not hasattr(gru4rec_fast.GRU4Rec, "loadmodel")
     with pytest.raises(TypeError, match="sample_cache_max_size"):
-        gru4rec_fast.GRU4Rec(**TEXT_PARAMETERS).fit(STORE, sample_cache_max_size=1)  # type: ignore[arg-type]
+        gru4rec_fast.GRU4Rec.create(TEXT_PARAMETERS).fit(STORE, sample_cache_max_size=1)
+    with pytest.raises(TypeError, match="layers='16': must be sizes"):
+        gru4rec_fast.GRU4Rec().set_params(**TEXT_PARAMETERS)
 
 
 def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

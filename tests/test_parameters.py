@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gru4rec_fast import GRU4Rec
+from gru4rec_fast import GRU4Rec, LightGCN
 from gru4rec_fast.data import Vocabulary
 from gru4rec_fast.data.graphs.triples import SAMPLE_BY
 from gru4rec_fast.evaluation import GRAPH_METRICS, METRICS
@@ -49,7 +49,13 @@ BAD_PARAMETERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"layers": []}, ValueError, "layers=[]: give at least one layer"),
     ({"layers": 0}, ValueError, "layers=[0]: give at least one layer, each of at least 1 unit"),
     ({"layers": [8, 0]}, ValueError, "layers=[8, 0]"),
-    ({"layers": "8-4"}, TypeError, "layers='8-4': must be sizes, as [512, 256] or 512/256"),
+    ({"layers": "8/4"}, TypeError, "layers='8/4': must be sizes, as [512, 256], or 512/256 in a parameter string"),
+    ({"layers": ["8"]}, TypeError, "layers=['8']: must be sizes"),
+    ({"learning_rate": "0.1"}, TypeError, "learning_rate='0.1': must be a finite number"),
+    ({"n_sample": "8"}, TypeError, "n_sample='8': must be a whole number"),
+    ({"embedding": "8"}, TypeError, "embedding='8': must be a whole number or 'layersize'"),
+    ({"shuffle": "True"}, TypeError, "shuffle='True': must be True or False"),
+    ({"lr_scheduler_options": "{}"}, TypeError, "lr_scheduler_options='{}': must be a mapping"),
     ({"n_sample": -1}, ValueError, "n_sample=-1: must be at least 0"),
     ({"n_sample": 0, "batch_size": 1}, ValueError, "gives mini-batches without negatives; increase one of them"),
     ({"n_epochs": 0}, ValueError, "n_epochs=0: must be at least 1"),
@@ -93,11 +99,16 @@ def test_bad_parameters_are_errors(parameters: dict[str, Any], error: type[Excep
 
 
 def test_unknown_parameters_are_errors():
-    with pytest.raises(TypeError) as caught:
-        GRU4RecParameters.create({"layer": [100]})
-    assert "unknown parameter layer; there are layers, loss, batch_size" in str(caught.value)
-    with pytest.raises(TypeError, match="unknown parameters layer, los, batch; there are layers"):
-        GRU4RecParameters.create({"layer": [100], "los": "bpr", "batch": 3, "n_epochs": 1})
+    for make in (GRU4RecParameters, GRU4Rec):
+        with pytest.raises(TypeError) as caught:
+            make(learning_rat=0.1)
+        assert str(caught.value) == "GRU4Rec has no parameter 'learning_rat'; did you mean 'learning_rate'?"
+    with pytest.raises(TypeError, match="LightGCN has no parameter 'layers'; did you mean 'n_layers'"):
+        LightGCN(layers=3)
+    with pytest.raises(TypeError, match="GRU4Rec has no parameter 'depth'; there are layers, loss, batch_size"):
+        GRU4RecParameters.create({"depth": 3})
+    with pytest.raises(TypeError, match=r"has no parameters 'layer', 'los'; did you mean 'layers' or 'loss'\?"):
+        GRU4RecParameters.create({"layer": [100], "los": "bpr", "n_epochs": 1})
 
 
 def test_all_classes_have_the_common_parameters():
@@ -133,7 +144,7 @@ def test_set_params_with_an_error_changes_no_parameter():
     original = dict(vars(hyperparameters))
     for values in (
         {"batch_size": 4, "layers": 0},
-        {"n_epochs": "3", "loss": "hinge"},
+        {"n_epochs": 3, "loss": "hinge"},
         {"loss": "bpr", "logq": 1},
         {"seed": "x"},
         {"seed": 4, "sead": 3},
@@ -141,7 +152,7 @@ def test_set_params_with_an_error_changes_no_parameter():
         with pytest.raises((TypeError, ValueError)):
             hyperparameters.set_params(**values)
         assert vars(hyperparameters) == original
-    assert hyperparameters.set_params(layers="4/2", seed="3") is hyperparameters
+    assert hyperparameters.set_params(layers=[4, 2], seed=3) is hyperparameters
     assert (hyperparameters.layers, hyperparameters.seed, hyperparameters.batch_size) == ((4, 2), 3, 16)
 
 
@@ -195,7 +206,7 @@ def test_parameter_strings_are_read():
         ("seed=1,seed=2", ValueError, "'seed' is given twice"),
         ("adapt=rmsprop", ValueError, "adapt can only be adagrad here"),
         ("final_act=relu", ValueError, "final_act='relu': choose linear, softmax, softmax_logit or elu-X"),
-        ("layerz=100", TypeError, "unknown parameter layerz"),
+        ("layerz=100", TypeError, "GRU4Rec has no parameter 'layerz'; did you mean 'layers'?"),
     ],
 )
 def test_bad_parameter_strings_are_errors(text: str, error: type[Exception], message: str):
@@ -236,7 +247,7 @@ def test_parameter_files_are_read_and_bad_files_are_errors(tmp_path: Path):
     (tmp_path / "bad.toml").write_text("layers = [8,")
     (tmp_path / "unknown.toml").write_text("layerz = 8")
     (tmp_path / "list.json").write_text("[1]")
-    for name, message in (("bad", "bad.toml: "), ("unknown", "unknown.toml: unknown parameter layerz")):
+    for name, message in (("bad", "bad.toml: "), ("unknown", "unknown.toml: GRU4Rec has no parameter 'layerz'")):
         with pytest.raises(ValueError) as caught:
             read_parameter_file(tmp_path / f"{name}.toml")
         assert message in str(caught.value)
@@ -248,6 +259,9 @@ def test_parameter_files_are_read_and_bad_files_are_errors(tmp_path: Path):
     (tmp_path / "nested.json").write_text('{"parameters": [1]}')
     with pytest.raises(ValueError, match=r'nested\.json: its "parameters" are \[1\], not parameters by name'):
         read_parameter_file(tmp_path / "nested.json")
+    (tmp_path / "text.toml").write_text('layers = "8/4"\nlogq = "0.5"\n')
+    model = GRU4Rec.from_parameter_file(tmp_path / "text.toml")
+    assert (model.layers, model.logq) == ((8, 4), 0.5)
     with pytest.raises(ValueError, match="holds a list"):
         read_parameter_file(tmp_path / "list.json")
     with pytest.raises(FileNotFoundError):
@@ -260,5 +274,5 @@ def test_parameters_can_be_stored_as_json_and_shown_by_repr():
     model = GRU4Rec(layers=[8, 4], logq=1)
     assert repr(model) == "GRU4Rec(layers=[8, 4], logq=1.0)"
     assert model.set_params(seed=3).get_params()["seed"] == 3
-    with pytest.raises(TypeError, match="unknown parameter sead"):
+    with pytest.raises(TypeError, match="GRU4Rec has no parameter 'sead'; did you mean 'seed'"):
         model.set_params(sead=3)

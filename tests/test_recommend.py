@@ -138,6 +138,9 @@ def test_unknown_items_are_an_error_or_skipped() -> None:
     sessions = [["item-1"], ["item-2", "item-99", "item-3"]]
     with pytest.raises(ValueError, match="session 1: item 'item-99' is not in the vocabulary"):
         recommend(NETWORK, VOCABULARY, sessions, 3)
+    message = r"item ' item-2\\t' is not in .* training data \('item-2', without blanks around it, is\)"
+    with pytest.raises(ValueError, match=message):
+        recommend(NETWORK, VOCABULARY, [[" item-2\t"]], 3)
     result = recommend(NETWORK, VOCABULARY, sessions, 3, unknown="skip")
     assert result.items[1].tolist() == expected_best([2, 3], 3, set())[0]
     result = recommend(NETWORK, VOCABULARY, [["item-1"], ["item-99"], []], 3, unknown="skip")

@@ -113,8 +113,24 @@ def test_run_files_has_the_names_of_all_files_that_are_written(tmp_path: Path):
     folder = make_run_folder(tmp_path)
     write_epoch(folder, 1)
     folder.save_best(NETWORK, [])
+    folder.save_model(NETWORK, [], is_best_selected=True)
     folder.write_curves([{"epoch": 1, "loss": 1.0}])
-    assert set(file_contents(tmp_path)) | {"model.safetensors", "report.json"} == set(RUN_FILES)
+    assert set(file_contents(tmp_path)) | {"report.json"} == set(RUN_FILES)
+
+
+def test_the_model_is_the_best_one_if_there_is_one_else_the_last(tmp_path: Path):
+    folder = make_run_folder(tmp_path)
+    folder.save_model(NETWORK, [], is_best_selected=False)
+    assert file_contents(tmp_path) == {}  # nothing was trained
+    write_epoch(folder, 1)
+    for is_best_selected in (False, True):
+        folder.save_model(NETWORK, [{"epoch": 1}], is_best_selected=is_best_selected)
+        model = load_checkpoint(tmp_path / "model.safetensors", FORMAT)
+        assert model.progress == {"history": [{"epoch": 1}]} and set(model.tensors) == {"model.weight", "model.bias"}
+    folder.save_best(torch.nn.Linear(2, 2), [])
+    folder.save_model(NETWORK, [], is_best_selected=True)
+    contents = file_contents(tmp_path)
+    assert contents["model.safetensors"] == contents["best.safetensors"]
 
 
 def test_temporary_files_of_version_0_1_are_removed(tmp_path: Path):

@@ -182,10 +182,12 @@ def test_a_full_disk_ends_the_training_and_keeps_the_old_checkpoint(tmp_path: Pa
 def test_the_next_training_in_a_folder_moves_all_files_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_folder, "write_curves", write_curves)  # undo no_pictures
     make_trainer(out=tmp_path, validate=lambda: {"recall@20": 0.5}).run()
-    assert sorted(os.listdir(tmp_path)) == ["best.safetensors", "curves.csv", "curves.png", "last.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "best.safetensors", "curves.csv", "curves.png", "last.safetensors", "model.safetensors",
+    ]  # fmt: skip
     make_trainer(out=tmp_path).run()
     assert not (tmp_path / "best.safetensors").exists(), "the best checkpoint belongs to the earlier training"
-    assert len(os.listdir(tmp_path / "previous")) == 4
+    assert len(os.listdir(tmp_path / "previous")) == 5
 
 
 def test_a_failure_before_the_first_checkpoint_does_not_change_the_files_of_the_earlier_training(tmp_path: Path):

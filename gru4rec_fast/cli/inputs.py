@@ -37,13 +37,14 @@ def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | No
     from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.data import SessionStore
 
-    if is_folder(path):
+    is_prepared = is_folder(path)
+    if is_prepared:
         store = SessionStore.open(path)
     else:
         with row_counter(path.name) as progress:
             arguments = log_format.session_arguments()
             store = SessionStore.from_events(path, vocabulary=vocabulary, progress=progress, **arguments)
-    print_note(f"{path}: {store.summary()}")
+    print_note(f"{path}: {store.summary(notes=not is_prepared)}")
     return store
 
 
@@ -61,7 +62,8 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
     from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.data import InteractionGraph
 
-    if is_folder(path):
+    is_prepared = is_folder(path)
+    if is_prepared:
         graph = InteractionGraph.open(path)
     else:
         from gru4rec_fast.data.adjacency_lists import holds_adjacency_lists  # loads polars
@@ -72,5 +74,5 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
             graph = InteractionGraph.from_text(path, like=like)
         else:
             graph = InteractionGraph.from_table(path, like=like, **arguments)
-    print_note(f"{path}: {graph.summary()}")
+    print_note(f"{path}: {graph.summary(notes=not is_prepared)}")
     return graph

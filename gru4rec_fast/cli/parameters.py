@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import typer
 
 from gru4rec_fast.cli.options import with_signature
 from gru4rec_fast.cli.registry import PARAMETERS, estimator_class, parameter_class
-from gru4rec_fast.models.parameter_fields import UnknownParameterError
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 
 if TYPE_CHECKING:
@@ -92,23 +90,12 @@ def build_model(
     """
     cls = parameter_class(name)
     try:
-        from_file = read_parameter_file(parameter_file, cls.names()) if parameter_file else {}
-        from_string = parse_parameter_string(parameter_string, cls.names()) if parameter_string else {}
+        from_file = read_parameter_file(parameter_file, cls) if parameter_file else {}
+        from_string = parse_parameter_string(parameter_string, cls) if parameter_string else {}
         parameters = cls.create({**_DEFAULTS, **from_file, **from_string, **options})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{error}{_nearest_names(error)}") from error
+        raise ValueError(str(error)) from error
     from gru4rec_fast.models.builders import find_device
 
     find_device(parameters.device)  # raises an error for a device that is missing before the logs are read
     return estimator_class(name)(**vars(parameters))
-
-
-def _nearest_names(error: Exception) -> str:
-    """Return " (did you mean ...?)" with the known names nearest to the unknown names in the error, or ""."""
-    # An error about a parameter file is a ValueError whose cause is the UnknownParameterError.
-    reason = error if isinstance(error, UnknownParameterError) else error.__cause__
-    if not isinstance(reason, UnknownParameterError):
-        return ""
-    matches = (match for name in reason.unknown for match in difflib.get_close_matches(name, reason.known))
-    nearest = list(dict.fromkeys(matches))
-    return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""

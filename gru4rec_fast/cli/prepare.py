@@ -10,7 +10,7 @@ import typer
 
 from gru4rec_fast.cli.inputs import open_interactions, refuse_unused_options
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
-from gru4rec_fast.cli.output import row_counter
+from gru4rec_fast.cli.output import print_note, row_counter
 
 _filter_option = partial(typer.Option, rich_help_panel="Filters")
 _split_option = partial(typer.Option, rich_help_panel="Splits by time")
@@ -62,6 +62,7 @@ def prepare(
     Example: gru4rec-fast prepare clicks.csv data --min-item-support 5 --split last-day
     """
     from gru4rec_fast import data
+    from gru4rec_fast.data.array_folder import reading_notes
 
     refuse_unused_options(log_format, interactions, source)
     if interactions:
@@ -101,8 +102,10 @@ def prepare(
             progress=progress,
             **log_format.session_arguments(),
         )
+    if notes := reading_notes(stores["train"].meta):
+        print_note("\n".join([f"{source}:", *notes]))
     for name, store in stores.items():
-        print(f"{out_dir / name}: {store.summary()}")
+        print(f"{out_dir / name}: {store.summary(notes=False)}")
 
 
 def _prepare_interactions(
@@ -119,7 +122,7 @@ def _prepare_interactions(
         if fractions[1] is not None:
             graphs["train_tr"], graphs["train_valid"] = split_interactions(graphs["train"], fractions[1], seed=seed)
     for name, graph in graphs.items():
-        print(f"{out_dir / name}: {graph.summary()}")
+        print(f"{out_dir / name}: {graph.summary(notes=False)}")
 
 
 def _parse_fraction(text: str) -> float:

@@ -63,6 +63,7 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     """
     import numpy as np
 
+    from gru4rec_fast.data.array_folder import counted
     from gru4rec_fast.data.vocabulary import STRING
 
     with open(path, encoding="utf-8-sig") as file:
@@ -77,13 +78,21 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
         if not vocabulary.holds_strings and not text.lstrip("-").isdigit():
             raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's ids are integers")
         raise ValueError(
-            f"{path}, line {line_number}: the model was not trained on user {text}; --skip-unknown skips such users"
+            f"{path}, line {line_number}: the model was not trained on user {_quoted(text, vocabulary)}; "
+            "--skip-unknown skips such users"
         )
     if not known.any():
         raise ValueError(f"{path}: the model was trained on none of these users")
     if not known.all():
-        print_note(f"skipped: {int((~known).sum()):,} unknown users")
+        print_note(f"skipped: {counted(int((~known).sum()), 'unknown users')}")
     return Users(vocabulary.ids[indices[known]])
+
+
+def _quoted(unknown_id: int | str, vocabulary: Vocabulary) -> str:
+    """Return an id for an error message, in quotes unless it is an integer, like the ids of the vocabulary."""
+    text = str(unknown_id)
+    is_integer = not vocabulary.holds_strings and text.removeprefix("-").isdecimal()
+    return brief(text).strip("'") if is_integer else brief(text)
 
 
 def read_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary, skip_unknown: bool) -> Sessions:
@@ -136,14 +145,21 @@ def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown
     """Return sessions of item indices from sessions of item ids, without unknown items and without empty sessions."""
     import numpy as np
 
+    from gru4rec_fast.data.array_folder import counted
+
     indices = vocabulary.index_of_any_kind(sessions.items)  # takes 7 and "7" for the same id
     known = indices >= 0
     session_of_event = np.repeat(np.arange(len(sessions.ids)), np.diff(sessions.offsets))
     if not known.all() and not skip_unknown:
         first_unknown = int(known.argmin())
-        session, item = sessions.ids[session_of_event[first_unknown]], sessions.items[first_unknown]
+        session = sessions.ids[session_of_event[first_unknown : first_unknown + 1]].tolist()[0]
+        item = sessions.items[first_unknown : first_unknown + 1].tolist()[0]
+        known_item = vocabulary.without_blanks(item)
+        hint = "is this a log of the same catalogue?"
+        if known_item is not None:
+            hint = f"it was trained on {_quoted(known_item, vocabulary)}, without blanks around it;"
         raise ValueError(
-            f"session {session}: the model was not trained on item {item}; is this a log of the same catalogue? "
+            f"session {brief(session)}: the model was not trained on item {_quoted(item, vocabulary)}; {hint} "
             "--skip-unknown skips such items"
         )
     lengths = np.bincount(session_of_event[known], minlength=len(sessions.ids))
@@ -152,6 +168,7 @@ def _encode_known_items(sessions: Sessions, vocabulary: Vocabulary, skip_unknown
         raise ValueError("no session has an item that the model was trained on")
     if not known.all() or not nonempty.all():
         n_items, n_sessions = int((~known).sum()), int((~nonempty).sum())
-        print_note(f"skipped: {n_items:,} events of unknown items, {n_sessions:,} sessions without a known item")
+        events = counted(n_items, "events of unknown items")
+        print_note(f"skipped: {events}, {counted(n_sessions, 'sessions without a known item')}")
     offsets = np.concatenate([[0], np.cumsum(lengths[nonempty])])
     return Sessions(sessions.ids[nonempty], indices[known], offsets, vocabulary)

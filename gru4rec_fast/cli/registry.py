@@ -52,8 +52,8 @@ def load_model(path: Path, runtime: RuntimeOptions) -> GRU4Rec | GraphRecommende
         folder, path = path, path / MODEL_FILE
         if not path.exists() and (folder / LAST_FILE).exists():
             raise FileNotFoundError(
-                f"no {MODEL_FILE} in {folder}: the training was not finished; continue it (train ... --resume), or "
-                f"give {folder / LAST_FILE}, the latest state of the model"
+                f"no {MODEL_FILE} in {folder}, which a training writes when it has ended: continue it (train ... "
+                f"--resume), or give {folder / LAST_FILE}, the latest state of the model"
             )
     # The format is, for example, "gru4rec_fast.NGCF/2". For an unknown format GRU4Rec.load raises the error.
     saved_class = checkpoint_format(path).partition("/")[0].removeprefix("gru4rec_fast.")

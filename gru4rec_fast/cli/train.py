@@ -122,8 +122,6 @@ def train(
     with lock_folder(out):
         logs = _open_logs(is_graph_model, train, test, validation, log_format)
         selected = _fit(model, logs, out, resume, checkpoint_every)
-        if out is not None:
-            selected.save(out / MODEL_FILE)
         report: Report | None = selected.evaluate(logs["test"], **evaluate_arguments) if "test" in logs else None
         if report is not None:
             print(report.table())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -219,7 +220,7 @@ class ArrayFolder:
 
 
 def _notes_problem(meta: Mapping[str, Any]) -> str:
-    """Return what is wrong with the notes in meta.json that `summary_lines` shows, or ""."""
+    """Return what is wrong with the notes in meta.json that `summary_lines` and `reading_notes` show, or ""."""
     dropped, parsings = meta.get("dropped", {}), meta.get("ids", {})
     if not isinstance(dropped, dict) or not all(type(n) is int and len(reason) < 100 for reason, n in dropped.items()):
         return 'has "dropped" that are not counts by reason'
@@ -258,21 +259,47 @@ def as_tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(array))
 
 
-def summary_lines(meta: Mapping[str, Any]) -> list[str]:
-    """Return summary lines: how ids were read (`meta["ids"]`) and what was removed (`meta["dropped"]`)."""
+def reading_notes(meta: Mapping[str, Any]) -> list[str]:
+    """Return what is worth knowing about how the ids of a log were read (`meta["ids"]`), as indented lines."""
     lines = []
     for role, parsing in meta.get("ids", {}).items():  # role: such as "item"; see `TableReader.id_parsing`
-        if parsing["kind"] == "str":
-            reason = f" ({str(parsing['because'])[:200]} is no plain integer)" if parsing.get("because") else ""
-            lines.append(f"  {role} ids are strings{reason}")
+        if parsing["kind"] == "str" and parsing.get("because"):
+            lines.append(f"  {role} ids are strings ({str(parsing['because'])[:200]} is no plain integer)")
         if parsing["stripped"]:
-            lines.append(f"  {parsing['stripped']:,} {role} ids had blanks around them, which were removed")
+            ids = counted(parsing["stripped"], f"{role} ids")
+            lines.append(f"  {ids} had blanks around them, which were removed")
+    return lines
+
+
+def summary_lines(meta: Mapping[str, Any], notes: bool) -> list[str]:
+    """Return indented lines: with `notes`, those of `reading_notes`; then what was removed (`meta["dropped"]`)."""
+    lines = reading_notes(meta) if notes else []
     return lines + [f"  dropped: {count}" for count in dropped_counts(meta.get("dropped", {}))]
 
 
 def dropped_counts(dropped: Mapping[str, int]) -> list[str]:
-    """Return the counts other than 0 as texts: {"short_sessions": 3, "rare_items": 0} becomes ["3 short sessions"]."""
-    return [f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items() if count]
+    """Return the counts other than 0 as texts.
+
+    The events of removed items or sessions are counted together with them: {"rare_items": 1, "rare_item_events": 3}
+    becomes ["3 events of 1 rare item"].
+    """
+    texts = []
+    for reason, count in dropped.items():
+        if not count or (reason.endswith("_events") and dropped.get(reason.removesuffix("_events") + "s")):
+            continue
+        text = counted(count, reason.replace("_", " "))
+        if reason == "unseen_items":
+            text = f"{counted(count, 'items')} that {'is' if count == 1 else 'are'} not in the training data"
+        n_events = dropped.get(reason.removesuffix("s") + "_events", 0)
+        texts.append(f"{counted(n_events, 'events')} of {text}" if n_events else text)
+    return texts
+
+
+def counted(count: int, words: str) -> str:
+    """Return a count with its plural noun, which loses its "s" after 1: "2 rare items", "1 user without edges"."""
+    if count == 1:
+        words = re.sub(r"s\b", "", words, count=1)
+    return f"{count:,} {words}"
 
 
 def replace_data_folder(folder: str | Path, *formats: str) -> AbstractContextManager[Path]:

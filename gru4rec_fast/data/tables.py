@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -104,7 +105,9 @@ def _from_text(
     path: Path, wanted: Mapping[str, str], separator: str | None, quote: str | None, is_recbole: bool = False
 ) -> Table:
     file = TextFile.check(path, separator, quote, wanted.values())
-    hint = f" (split at {file.separator!r}; give separator=... if that is wrong)"
+    hint = ""
+    if len(file.names) == 1:
+        hint = f" (split at {file.separator!r}; give separator=... (--separator ...) if that is wrong)"
     columns = _find_columns(wanted, file.names, str(path), "recbole" if is_recbole else "text", hint)
     indices = {role: file.names.index(column) for role, column in columns.items()}
     return Table(str(path), columns, partial(file.frames, indices), is_text=True)
@@ -204,7 +207,12 @@ def _find_columns(
         # In a RecBole file, the default name means RecBole's own name, unless there is a column with the default name.
         name = recbole_name if is_recbole and column == default and column not in searched_names else column
         if name not in searched_names:
-            raise ValueError(f"{source} has no column {column!r}; its columns are {_abbreviated(names)}{hint}")
+            nearest = _nearest(column, names)
+            raise ValueError(
+                f"{source} has no column {column!r}; its columns are {_abbreviated(names)}{hint}: give the name of the "
+                f"column of {role}s by {role}_key=... (--{role}-key ...)"
+                + (f"; the nearest is {' or '.join(map(repr, nearest))}" if nearest else "")
+            )
         _require_unique(name, searched_names, source)
         columns[role] = names[searched_names.index(name)]
         if is_recbole:
@@ -231,6 +239,12 @@ def _refuse_sequences(source: str, column: str, names: list[str]) -> None:
 def _require_unique(column: str, names: list[str], source: str) -> None:
     if names.count(column) > 1:
         raise ValueError(f"{source} has {names.count(column)} columns named {column!r}; keep one, or rename the others")
+
+
+def _nearest(column: str, names: list[str]) -> list[str]:
+    """Return up to three of the names that are similar to `column`, whether their letters are small or capital."""
+    by_lower_case = {name.lower(): name for name in names if len(name) <= _SHOWN_CHARACTERS}
+    return [by_lower_case[name] for name in difflib.get_close_matches(column.lower(), by_lower_case)]
 
 
 def _abbreviated(names: list[str]) -> str:

@@ -192,6 +192,14 @@ class Vocabulary:
         indices[is_integer] = self.index_of(np.array([i for i in integers if i is not None], np.int64))
         return indices
 
+    def without_blanks(self, unknown_id: Any) -> str | None:
+        """Return an unknown id without the blanks around it, if the vocabulary holds that id, else None.
+
+        For an error message: blanks are removed from the ids of text files only, and not from those of data frames.
+        """
+        stripped = unknown_id.strip() if isinstance(unknown_id, str) else unknown_id
+        return stripped if stripped != unknown_id and self.index_of_any_kind([stripped])[0] >= 0 else None
+
     @cached_property
     def _index(self) -> dict[str, int]:
         # A dict, because np.searchsorted of one StringDType array in another is broken in NumPy 2.4: it reads the

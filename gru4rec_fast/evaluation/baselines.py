@@ -27,7 +27,7 @@ def count_targets(store: SessionStore) -> np.ndarray:
 
 
 def popularity_metrics(
-    store: SessionStore, support: ArrayLike, cutoffs: Iterable[int] = (20,), ties: Ties = "conservative"
+    store: SessionStore, support: ArrayLike, cutoffs: int | Iterable[int] = (20,), ties: Ties = "conservative"
 ) -> dict[str, float]:
     """Return the metrics of ranking items by their support, the number of their occurrences in the training log.
 
@@ -52,7 +52,7 @@ def popularity_metrics(
     return metrics.compute()
 
 
-def random_metrics(n_items: int, cutoffs: Iterable[int] = (20,)) -> dict[str, float]:
+def random_metrics(n_items: int, cutoffs: int | Iterable[int] = (20,)) -> dict[str, float]:
     """Return the expected metrics of a random order of the catalogue, in which all ranks are equally likely."""
     metrics = RankMetrics(cutoffs)
     metrics.update(torch.arange(1, min(n_items, metrics.cutoffs[-1]) + 1))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.evaluation.batches import top_k_excluding
+from gru4rec_fast.evaluation.metrics import as_cutoffs
 from gru4rec_fast.evaluation.report import Report
 
 GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")
@@ -22,7 +23,7 @@ def evaluate_graph(
     train: InteractionGraph,
     test: InteractionGraph,
     *,
-    cutoffs: Iterable[int] = (20,),
+    cutoffs: int | Iterable[int] = (20,),
     batch_size: int = 1024,
     impl: str = "auto",
 ) -> Report:
@@ -43,7 +44,8 @@ def evaluate_graph(
         embeddings: final embeddings, float32 or float64 [n_nodes, D], users before items.
         train: the training graph.
         test: the test graph, with the same user and item indices; read it with `like=train`.
-        cutoffs: the values of k; if fewer than k items can be ranked for a user, h_r is 0 at the missing ranks.
+        cutoffs: the values of k, or a single one; if fewer than k items can be ranked for a user, h_r is 0 at the
+            missing ranks.
         batch_size: number of users whose items are ranked together.
         impl: "auto", "native" or "reference", for the ranking.
 
@@ -51,9 +53,7 @@ def evaluate_graph(
         ValueError: an argument is out of range, graphs or embeddings do not fit each other, no user has a test item to
             rank, or a score is NaN.
     """
-    cutoffs = tuple(sorted(set(cutoffs)))
-    if not cutoffs or cutoffs[0] < 1:
-        raise ValueError(f"cutoffs={cutoffs}: give at least one, each at least 1")
+    cutoffs = as_cutoffs(cutoffs)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     if test.users != train.users or test.items != train.items:

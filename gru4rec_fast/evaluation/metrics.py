@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from gru4rec_fast._untrusted import brief
 
 Ties = Literal["standard", "conservative", "median"]
 
@@ -34,6 +37,14 @@ def check_ties(ties: str) -> None:
         raise ValueError(f"ties={ties!r}: choose one of {', '.join(_TIE_WEIGHT)}")
 
 
+def as_cutoffs(cutoffs: int | Iterable[int]) -> tuple[int, ...]:
+    """Return cut-offs, or a single one, in ascending order. Raises ValueError unless all are whole numbers above 0."""
+    listed: list[Any] = list(cutoffs) if isinstance(cutoffs, Iterable) else [cutoffs]
+    if not listed or not all(isinstance(k, int | np.integer) and k >= 1 for k in listed):
+        raise ValueError(f"cutoffs={brief(cutoffs)}: give at least one whole number, each at least 1, as in (5, 20)")
+    return tuple(sorted({int(k) for k in listed}))
+
+
 def ranks_from_counts(greater: Tensor, equal: Tensor, ties: Ties = "conservative") -> Tensor:
     """Return ranks, float64, given the numbers of other items with a higher score and with the same score.
 
@@ -51,16 +62,14 @@ class RankMetrics:
     result has the same bits for every division into batches.
 
     Args:
-        cutoffs: the values of k in "recall@k" and the other metrics, each at least 1.
+        cutoffs: the values of k in "recall@k" and the other metrics, each at least 1; or a single one.
 
     Raises:
-        ValueError: there is no cut-off, or a cut-off is below 1.
+        ValueError: there is no cut-off, or a cut-off is not a whole number of at least 1.
     """
 
-    def __init__(self, cutoffs: Iterable[int] = (20,)) -> None:
-        self.cutoffs = tuple(sorted(set(cutoffs)))
-        if not self.cutoffs or self.cutoffs[0] < 1:
-            raise ValueError(f"cutoffs={self.cutoffs}: give at least one, each at least 1")
+    def __init__(self, cutoffs: int | Iterable[int] = (20,)) -> None:
+        self.cutoffs = as_cutoffs(cutoffs)
         self.n_targets = 0
         # Number of targets by twice the rank, since ranks are multiples of 1/2.
         self._histogram = torch.zeros(2 * self.cutoffs[-1] + 1, dtype=torch.int64)
@@ -95,7 +104,7 @@ class RankMetrics:
         }
 
 
-def metrics_from_ranks(ranks: Tensor, cutoffs: Iterable[int] = (20,)) -> dict[str, float]:
+def metrics_from_ranks(ranks: Tensor, cutoffs: int | Iterable[int] = (20,)) -> dict[str, float]:
     """Return the metrics of one tensor of ranks [n]; see `RankMetrics`."""
     metrics = RankMetrics(cutoffs)
     metrics.update(ranks)

@@ -7,6 +7,8 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 
+from gru4rec_fast.data.array_folder import dropped_counts
+
 
 @dataclass(frozen=True)
 class Report:
@@ -42,7 +44,7 @@ class Report:
             candidates = f"those of {self.n_items:,} items that the user has not seen"
         line = f"{self.n_targets:,} targets of {owners}, each ranked among {candidates}"
         line += f", {self.ties} ties" if self.ties else ""
-        dropped = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in self.dropped.items() if count]
+        dropped = dropped_counts(self.dropped)
         return f"{line}; dropped: {', '.join(dropped)}" if dropped else line
 
     def table(self, *, terminal: bool | None = None) -> str:

@@ -31,7 +31,7 @@ def evaluate_sessions(
     network: NextItemNetwork,
     store: SessionStore,
     *,
-    cutoffs: Iterable[int] = (20,),
+    cutoffs: int | Iterable[int] = (20,),
     ties: Ties = "conservative",
     batch_size: int = 512,
     baselines: bool = False,
@@ -47,7 +47,7 @@ def evaluate_sessions(
     Args:
         network: see `NextItemNetwork`; its mode (train or eval) is restored afterwards.
         store: test sessions with the item indices of training (`SessionStore.from_events(..., vocabulary=...)`).
-        cutoffs: the values of k in "recall@k" and the other metrics.
+        cutoffs: the values of k in "recall@k" and the other metrics; or a single one.
         ties: "standard": the rank of an item is 1 + the number of other items with a higher score. "conservative" adds
             the number of other items with the same score, "median" adds half of this number.
         batch_size: sessions processed in parallel. Sessions of similar length are processed together.

@@ -22,6 +22,10 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
     Parameters and their defaults are those of the official code. All methods of `gru4rec_fast.GRU4Rec` are inherited.
     """
 
+    def set_params(self, **parameters: Any) -> Self:
+        """Set parameters by name, whose values may be text as in a parameter string, and return self."""
+        return super().set_params(**self.parse_texts(parameters))
+
     def fit(  # type: ignore[override]  # in the official code these arguments may be positional
         self,
         data: Any,

@@ -64,6 +64,7 @@ class Estimator(Parameters):
     file_format: ClassVar[str]
     """Format of the model's files, with its version."""
     _validation_metrics: ClassVar[tuple[str, ...]]  # metrics of a validation, without their cut-off
+    _progress_unit: ClassVar[str] = "events"  # what the progress counts
     _ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
     network: StepCounter | None
 
@@ -102,8 +103,10 @@ class Estimator(Parameters):
                 matrix or a SessionStore.
             validation: held-out data in the same forms, on which the model is evaluated after every `evaluate_every`
                 epochs; the metric `monitor` selects the best epoch. For graph models: interactions of the same users.
-            out: folder for last.safetensors, best.safetensors (with validation), curves.csv and curves.png. Files of an
-                earlier training are moved to out/previous when the first checkpoint of this training is written.
+            out: folder for last.safetensors, best.safetensors (with validation or monitor="loss"), curves.csv,
+                curves.png and, when the training has ended, model.safetensors: the model of the best epoch if there is
+                a best.safetensors, else of the last epoch. Files of an earlier training are moved to out/previous when
+                the first checkpoint of this training is written.
             resume: True: resume from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
                 ends with the same bits as an uninterrupted one.
             checkpoint_every: number of mini-batches after which last.safetensors is written also within an epoch.
@@ -144,7 +147,7 @@ class Estimator(Parameters):
                 validate=None if held_out is None else lambda: model._validate(held_out),
                 out=out,
                 checkpoint_template=template,
-                progress=make_progress(progress),
+                progress=make_progress(progress, model._progress_unit),
                 peak=peak,
             )
             if checkpoint is not None:
@@ -174,7 +177,7 @@ class Estimator(Parameters):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", *, impl: str = "auto") -> Self:
-        """Return the model in a file of `save`, or in last.safetensors or best.safetensors of a training, on `device`.
+        """Return the model in a file of `save`, or in a file of a run folder such as model.safetensors, on `device`.
 
         Args:
             path: the file.

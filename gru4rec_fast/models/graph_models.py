@@ -45,6 +45,7 @@ class GraphRecommender(Estimator, GraphParameters):
 
     _validation_metrics = ("recall", "ndcg")
     _ids_name = "graph"
+    _progress_unit = "triples"
     network: GraphNetwork | None
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class GraphRecommender(Estimator, GraphParameters):
         self,
         data: Any,
         *,
-        cutoffs: Iterable[int] = (20,),
+        cutoffs: int | Iterable[int] = (20,),
         batch_size: int = 1024,
         impl: str | None = None,
         **columns: str,

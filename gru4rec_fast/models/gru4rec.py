@@ -63,18 +63,18 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
         `parameters` override the parameters in the string.
         """
-        return cls(**{**parse_parameter_string(text), **parameters})
+        return cls.create({**parse_parameter_string(text), **parameters})
 
     @classmethod
     def from_parameter_file(cls, path: str | os.PathLike[str], **parameters: Any) -> Self:
         """Return a model with the parameters of a TOML or JSON file; `parameters` override those in the file."""
-        return cls(**{**read_parameter_file(Path(path)), **parameters})
+        return cls.create({**read_parameter_file(Path(path)), **parameters})
 
     def evaluate(
         self,
         data: Any,
         *,
-        cutoffs: Iterable[int] = (20,),
+        cutoffs: int | Iterable[int] = (20,),
         ties: Ties = "conservative",
         batch_size: int = 512,
         baselines: bool = False,

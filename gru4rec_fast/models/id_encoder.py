@@ -56,10 +56,12 @@ class IdEncoder:
         if self.unknown == "error" and (indices < 0).any():
             first = int((indices < 0).argmax())
             prefix = "" if sources is None else f"{source_kind} {brief(sources[first])}: "
-            unknown_id = brief(ids[first : first + 1].tolist()[0])
+            unknown_id = ids[first : first + 1].tolist()[0]
+            known = self.vocabulary.without_blanks(unknown_id)
+            hint = "" if known is None else f" ({brief(known)}, without blanks around it, is)"
             raise ValueError(
-                f"{prefix}{self.kind} {unknown_id} is not in the vocabulary of the training "
-                f"data; unknown='skip' skips such {self.kind}s"
+                f"{prefix}{self.kind} {brief(unknown_id)} is not in the vocabulary of the training data{hint}; "
+                f"unknown='skip' skips such {self.kind}s"
             )
         return indices
 

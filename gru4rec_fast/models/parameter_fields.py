@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -15,6 +17,7 @@ LAYERSIZE = "layersize"  # a value of the parameter `embedding`: the width of th
 
 Check = Callable[[Any], str | None]  # returns what is wrong with a value, or None
 T = TypeVar("T")
+P = TypeVar("P", bound="Parameters")
 
 
 def option(default: Any, panel: str, metavar: str, help: str, check: Check | None = None) -> Any:
@@ -25,6 +28,19 @@ def option(default: Any, panel: str, metavar: str, help: str, check: Check | Non
 def shared_field(cls: type[Parameters], name: str, default: Any) -> Any:
     """Return a field with the help and check of the parameter `name` of another class, and with another default."""
     return field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
+
+
+def parameter_names_checked(cls: type[P]) -> type[P]:
+    """Make the constructor of a parameter dataclass raise UnknownParameterError (a decorator)."""
+    construct = cls.__init__
+
+    @functools.wraps(construct)  # keeps the signature
+    def __init__(self: P, **parameters: Any) -> None:
+        self.check_names(parameters)
+        construct(self, **parameters)
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
 
 
 def document_parameters(cls: type[T]) -> type[T]:
@@ -81,7 +97,7 @@ class Parameters:
         self._convert_and_check()
 
     def _convert_and_check(self) -> None:
-        """Convert each value, which may be text, to the type of its field, and check it.
+        """Convert each value to the type of its field, and check it.
 
         A value that already has the type of its field stays the same object, as scikit-learn's `clone` requires.
 
@@ -103,7 +119,7 @@ class Parameters:
         Raises:
             TypeError: an unknown name. TypeError, ValueError: a wrong value, see the class.
         """
-        check_names(parameters, self.names())
+        self.check_names(parameters)
         previous = {name: getattr(self, name) for name in parameters}
         try:
             vars(self).update(parameters)
@@ -128,49 +144,83 @@ class Parameters:
         return [entry.name for entry in fields(cls)]
 
     @classmethod
+    def check_names(cls, parameters: Iterable[str]) -> None:
+        """Raise UnknownParameterError if one of these names is not the name of a parameter."""
+        known = cls.names()
+        unknown = [name for name in parameters if name not in known]
+        if unknown:
+            raise UnknownParameterError(cls.__name__.removesuffix("Parameters"), unknown, known)
+
+    @classmethod
     def create(cls, parameters: Mapping[str, Any]) -> Self:
-        """Return an instance with these parameters, and defaults for the others. Raises the errors of `set_params`."""
-        check_names(parameters, cls.names())
-        return cls(**parameters)
+        """Return an instance with these parameters, and defaults for the others. Raises the errors of `set_params`.
+
+        A value may be text, as in a parameter string: "0.1", "512/256", "True", "None".
+        """
+        return cls(**cls.parse_texts(parameters))
+
+    @classmethod
+    def parse_texts(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters with values that are text converted to their types. Raises TypeError, see the class."""
+        cls.check_names(parameters)
+        types = {entry.name: str(entry.type) for entry in fields(cls)}
+        return {
+            name: _parse(name, types[name], value) if isinstance(value, str) else value
+            for name, value in parameters.items()
+        }
 
 
 class UnknownParameterError(TypeError):
     """Error for parameter names that a model does not have.
 
     Attributes:
+        model: the name of the model.
         unknown: the names that are unknown.
         known: the names of the model's parameters.
     """
 
-    def __init__(self, unknown: Sequence[str], known: Sequence[str]) -> None:
-        super().__init__(unknown, known)
-        self.unknown, self.known = unknown, known
+    def __init__(self, model: str, unknown: Sequence[str], known: Sequence[str]) -> None:
+        super().__init__(model, unknown, known)
+        self.model, self.unknown, self.known = model, unknown, known
 
     def __str__(self) -> str:
-        unknown = ", ".join(brief(name, 20).strip("'\"") for name in self.unknown)
-        return f"unknown parameter{'s' if len(self.unknown) > 1 else ''} {unknown}; there are {', '.join(self.known)}"
-
-
-def check_names(parameters: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise UnknownParameterError for a parameter that is not among `names`."""
-    unknown = [name for name in parameters if name not in names]
-    if unknown:
-        raise UnknownParameterError(unknown, names)
+        unknown = ", ".join(brief(name, 30) for name in self.unknown)
+        similar = (match for name in self.unknown for match in difflib.get_close_matches(name[:100], self.known))
+        nearest = " or ".join(f"'{name}'" for name in dict.fromkeys(similar))
+        advice = f"did you mean {nearest}?" if nearest else f"there are {', '.join(self.known)}"
+        return f"{self.model} has no parameter{'s' if len(self.unknown) > 1 else ''} {unknown}; {advice}"
 
 
 def _convert(name: str, annotation: str, value: Any) -> Any:
-    """Convert a value, or its text in a parameter string, to the type in the annotation of its field."""
-    if annotation.endswith(" | None") and (value is None or value == "None"):
+    """Convert a value to the type in the annotation of its field. Text is converted by `_parse` only."""
+    if annotation.endswith(" | None") and value is None:
         return None
-    convert, expected = _CONVERSIONS[annotation.removesuffix(" | None")]
+    convert, _, expected = _CONVERSIONS[annotation.removesuffix(" | None")]
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}={brief(value)}: must be {expected}") from None
 
 
-def to_number(value: Any) -> float:
-    """Return a finite float from a number or its text. Raises ValueError or TypeError for anything else."""
+def _parse(name: str, annotation: str, text: str) -> Any:
+    """Convert the text of a value to the type in the annotation of its field."""
+    if annotation.endswith(" | None") and text == "None":
+        return None
+    _, parse, expected = _CONVERSIONS[annotation.removesuffix(" | None")]
+    try:
+        return parse(text)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}={brief(text)}: must be {expected}") from None
+
+
+def parse_number(text: str) -> float:
+    """Return the finite float of a text. Raises ValueError for any other text."""
+    return _number(float(text))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str):
+        raise TypeError
     converted = float(value)
     if isinstance(value, bool) or not math.isfinite(converted):
         raise ValueError
@@ -178,17 +228,24 @@ def to_number(value: Any) -> float:
 
 
 def _integer(value: Any) -> int:
+    if isinstance(value, str):
+        raise TypeError
     converted = int(value)
-    if isinstance(value, bool) or (not isinstance(value, str) and converted != value):
+    if isinstance(value, bool) or converted != value:
         raise ValueError
     return converted
 
 
 def _boolean(value: Any) -> bool:
-    true, false = (True, 1, "1", "true", "True"), (False, 0, "0", "false", "False")
-    if value not in (*true, *false):
+    if value not in (True, False):  # 1 and 0 are equal to them
         raise ValueError
-    return value in true
+    return bool(value)
+
+
+def _parse_boolean(text: str) -> bool:
+    if text not in ("1", "true", "True", "0", "false", "False"):
+        raise ValueError
+    return text in ("1", "true", "True")
 
 
 def _text(value: Any) -> str:
@@ -198,27 +255,35 @@ def _text(value: Any) -> str:
 
 
 def _integers(value: Any) -> tuple[int, ...]:
-    sizes = value.split("/") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    integers = tuple(map(_integer, sizes))
+    integers = tuple(map(_integer, value if isinstance(value, list | tuple) else [value]))
     # A value of the right type must stay the same object, see Parameters._convert_and_check.
     return value if type(value) is tuple and all(type(size) is int for size in value) else integers
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else dict(parse_json(value) if isinstance(value, str) else value)
+    return value if isinstance(value, dict) else dict(value)
 
 
 def _json_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-# For each annotation of a field: the function that converts a value, and the values that it accepts, in words.
-_CONVERSIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "bool": (_boolean, "True or False"),
-    "int": (_integer, "a whole number"),
-    "float": (to_number, "a finite number"),
-    "str": (_text, "text"),
-    "Mapping[str, Any]": (_mapping, "a mapping"),
-    "tuple[int, ...]": (_integers, "sizes, as [512, 256] or 512/256"),
-    "int | str": (lambda value: value if value == LAYERSIZE else _integer(value), f"a whole number or {LAYERSIZE!r}"),
+# For each annotation of a field: the function that converts a value, the one that converts its text, and what they
+# accept, in words.
+_CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[str], Any], str]] = {
+    "bool": (_boolean, _parse_boolean, "True or False"),
+    "int": (_integer, int, "a whole number"),
+    "float": (_number, parse_number, "a finite number"),
+    "str": (_text, str, "text"),
+    "Mapping[str, Any]": (_mapping, lambda text: dict(parse_json(text)), "a mapping"),
+    "tuple[int, ...]": (
+        _integers,
+        lambda text: tuple(map(int, text.split("/"))),
+        "sizes, as [512, 256], or 512/256 in a parameter string",
+    ),
+    "int | str": (
+        lambda value: value if value == LAYERSIZE else _integer(value),
+        lambda text: text if text == LAYERSIZE else int(text),
+        f"a whole number or {LAYERSIZE!r}",
+    ),
 }

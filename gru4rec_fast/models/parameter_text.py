@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gru4rec_fast._untrusted import brief, parse_json
-from gru4rec_fast.models.parameter_fields import check_names, to_number
+from gru4rec_fast.models.parameter_fields import Parameters, parse_number
 from gru4rec_fast.models.parameters import GRU4RecParameters
 
 
-def parse_parameter_string(text: str, names: Sequence[str] | None = None) -> dict[str, Any]:
+def parse_parameter_string(text: str, cls: type[Parameters] = GRU4RecParameters) -> dict[str, Any]:
     """Return the parameters of a string `name=value,name=value`, as in the official code.
 
     Lists are written with `/` (layers=512/256). Three parameters of the Theano code are also accepted: final_act
     (linear, softmax, softmax_logit or elu-X) sets elu_param; hidden_act=tanh and adapt=adagrad have no effect. The
-    returned values are text, which the parameter class converts.
+    returned values are text, which `create` of the parameter class converts.
 
     Args:
         text: the parameter string.
-        names: allowed names; by default the names of GRU4Rec's parameters.
+        cls: the parameter class of the model.
 
     Raises:
         TypeError: an unknown parameter.
@@ -41,7 +40,7 @@ def parse_parameter_string(text: str, names: Sequence[str] | None = None) -> dic
     for name, supported in (("hidden_act", "tanh"), ("adapt", "adagrad")):
         if parameters.pop(name, supported) != supported:
             raise ValueError(f"parameter string: {name} can only be {supported} here")
-    check_names(parameters, names or GRU4RecParameters.names())
+    cls.check_names(parameters)
     return parameters
 
 
@@ -51,16 +50,16 @@ def _elu_param(final_act: str) -> float:
     if activation in ("linear", "softmax", "softmax_logit"):
         return 0.0
     if activation == "elu" and alpha:
-        return to_number(alpha)
+        return parse_number(alpha)
     raise ValueError(f"parameter string: final_act={brief(final_act)}: choose linear, softmax, softmax_logit or elu-X")
 
 
-def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) -> dict[str, Any]:
+def read_parameter_file(path: str | Path, cls: type[Parameters] = GRU4RecParameters) -> dict[str, Any]:
     """Return the parameters at the top level of a .toml or .json file, or in its table "parameters" if it has one.
 
     Args:
         path: the file.
-        names: allowed names; by default the names of GRU4Rec's parameters.
+        cls: the parameter class of the model.
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: the file cannot be parsed, or has an unknown parameter.
@@ -77,7 +76,7 @@ def read_parameter_file(path: str | Path, names: Sequence[str] | None = None) ->
     if not isinstance(parameters, dict):
         raise ValueError(f'{path}: its "parameters" are {brief(parameters)}, not parameters by name')
     try:
-        check_names(parameters, names or GRU4RecParameters.names())
+        cls.check_names(parameters)
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
     return dict(parameters)

@@ -15,6 +15,7 @@ from gru4rec_fast.models.parameter_fields import (
     document_parameters,
     one_of,
     option,
+    parameter_names_checked,
     positive,
     probability,
     shared_field,
@@ -95,6 +96,7 @@ def _check_adjacency(value: str) -> str | None:
 
 # The arguments of `option` are the default, the title of the option's group, the metavar, the help and the check.
 @document_parameters
+@parameter_names_checked
 @dataclass(kw_only=True)
 class GRU4RecParameters(Parameters):
     """Hyper-parameters of GRU4Rec. Names and defaults down to `logq` are those of the official PyTorch code."""
@@ -250,6 +252,7 @@ class GRU4RecParameters(Parameters):
 
 
 @document_parameters
+@parameter_names_checked
 @dataclass(kw_only=True)
 class GraphParameters(Parameters):
     """Hyper-parameters that NGCF and LightGCN share."""
@@ -313,6 +316,7 @@ class GraphParameters(Parameters):
 
 
 @document_parameters
+@parameter_names_checked
 @dataclass(kw_only=True)
 class NGCFParameters(GraphParameters):
     """Hyper-parameters of NGCF. Defaults are those of the paper's run on Gowalla."""
@@ -347,6 +351,7 @@ class NGCFParameters(GraphParameters):
 
 
 @document_parameters
+@parameter_names_checked
 @dataclass(kw_only=True)
 class LightGCNParameters(GraphParameters):
     """Hyper-parameters of LightGCN. Defaults are those of the paper's run on Gowalla."""

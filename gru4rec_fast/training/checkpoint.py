@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gru4rec_fast._atomic_writes import flush_to_disk, replace_file
 from gru4rec_fast._untrusted import brief, parse_json
-from gru4rec_fast.training.earlier_training import recover_run_folder
+from gru4rec_fast.training.earlier_training import existing_files, recover_run_folder
 
 
 class CheckpointError(ValueError):
@@ -146,10 +146,15 @@ def _open_checkpoint(path: Path, device: str) -> Iterator[Any]:
     """Open a safetensors file. If reading it inside the context fails, raise a CheckpointError that names the file."""
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        recover_run_folder(path)
+        files = [name for name in existing_files(path) if name.endswith(".safetensors")]
+        found = f"give one of its files: {', '.join(files)}" if files else "it has no files of a training"
+        raise FileNotFoundError(f"no checkpoint at {path}, which is a folder; {found}")
     if not path.is_file():
         recover_run_folder(path.parent)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}" + (" (that is a folder)" if path.is_dir() else ""))
+        raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt", device=device) as file:
             yield file

@@ -20,8 +20,8 @@ from pathlib import Path
 from gru4rec_fast._atomic_writes import flush_to_disk, remove_abandoned_files
 from gru4rec_fast.training.folder_lock import lock_folder
 
-LAST_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
-MODEL_FILE, REPORT_FILE = "model.safetensors", "report.json"  # written only by the command line
+LAST_FILE, BEST_FILE, MODEL_FILE = "last.safetensors", "best.safetensors", "model.safetensors"
+REPORT_FILE = "report.json"  # written only by the command line
 RUN_FILES = (LAST_FILE, BEST_FILE, MODEL_FILE, REPORT_FILE, "curves.csv", "curves.png")
 PREVIOUS = "previous"
 MOVING, MOVED, OUTDATED = ".previous.moving", ".previous.moved", ".previous.outdated"

@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 _MESSAGES: dict[int, bytes] = {
-    signal.SIGINT: b"\nCtrl-C: finishing this step (or validation) and saving; press Ctrl-C again to stop at once\n",
-    signal.SIGTERM: b"\nSIGTERM: finishing this step (or validation) and saving; a second SIGTERM stops at once\n",
+    signal.SIGINT: b"\nCtrl-C: finishing this step (or validation), then stopping; a second Ctrl-C stops at once\n",
+    signal.SIGTERM: b"\nSIGTERM: finishing this step (or validation), then stopping; a second SIGTERM stops at once\n",
 }
 _STDERR = 2  # file descriptor
 

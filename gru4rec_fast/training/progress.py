@@ -53,22 +53,28 @@ class SilentProgress:
         """Show nothing."""
 
 
-def epoch_line(record: dict[str, Any], n_epochs: int) -> str:
-    """Return one epoch of the history as a line of text."""
+def epoch_line(record: dict[str, Any], n_epochs: int, unit: str = "events") -> str:
+    """Return one epoch of the history as a line of text. `unit` is what an event is called: "events" or "triples"."""
     parts = [
         f"epoch {record['epoch']}/{n_epochs}",
         f"loss {record['loss']:.6f}",
-        f"{record['events']:,} events in {record['seconds']:.1f} s",
-        f"{record['events'] / max(record['seconds'], 1e-9):,.0f} events/s",
+        f"{record['events']:,} {unit} in {record['seconds']:.1f} s",
+        f"{record['events'] / max(record['seconds'], 1e-9):,.0f} {unit}/s",
     ]
     parts += [f"{name} {value:.4f}" for name, value in record.get("validation", {}).items()]
     return "  ".join(parts)
 
 
 class _TimedProgress:
-    """Base class: counts events, and calls `show` if at least `interval_s` seconds have passed since the last call."""
+    """Base class: counts events, and calls `show` if at least `interval_s` seconds have passed since the last call.
+
+    `unit` is what an event is called in the output: "events" or "triples".
+    """
 
     interval_s = BAR_INTERVAL_S
+
+    def __init__(self, unit: str = "events") -> None:
+        self.unit = unit
 
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
         """Start counting."""
@@ -97,11 +103,11 @@ class PlainProgress(_TimedProgress):
     def show(self, loss: float, rate: float) -> None:
         """Print the state of the epoch."""
         fraction = self.done / max(self.n_events, 1)
-        self.say(f"epoch {self.epoch}/{self.n_epochs}  {fraction:.0%}  loss {loss:.6f}  {rate:,.0f} events/s")
+        self.say(f"epoch {self.epoch}/{self.n_epochs}  {fraction:.0%}  loss {loss:.6f}  {rate:,.0f} {self.unit}/s")
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """Print the epoch's line."""
-        self.say(epoch_line(record, self.n_epochs))
+        self.say(epoch_line(record, self.n_epochs, self.unit))
 
     def say(self, message: str) -> None:
         """Print one line."""
@@ -114,7 +120,8 @@ class PlainProgress(_TimedProgress):
 class BarProgress(_TimedProgress):
     """Draws a progress bar (by the library rich) for each epoch; replaces it by the epoch's line at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "events") -> None:
+        super().__init__(unit)
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
@@ -123,7 +130,8 @@ class BarProgress(_TimedProgress):
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%  loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} events/s"),
+            TextColumn("{task.percentage:>3.0f}%  loss {task.fields[loss]:.4f}"),
+            TextColumn(f" {{task.fields[rate]:,.0f}} {unit}/s"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             auto_refresh=False,
@@ -145,7 +153,7 @@ class BarProgress(_TimedProgress):
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """Replace the bar by the epoch's line."""
-        self.say(epoch_line(record, self.n_epochs))
+        self.say(epoch_line(record, self.n_epochs, self.unit))
 
     def say(self, message: str) -> None:
         """Print one line above the bar."""
@@ -156,8 +164,11 @@ class BarProgress(_TimedProgress):
         self._bar.stop()
 
 
-def make_progress(show: bool | None = None) -> Progress:
-    """Return a progress bar if stderr is a terminal, else plain lines; with show=False an object that shows nothing."""
+def make_progress(show: bool | None = None, unit: str = "events") -> Progress:
+    """Return a progress bar if stderr is a terminal, else plain lines; with show=False an object that shows nothing.
+
+    `unit` is what is counted: "events" for sessions, "triples" for graphs.
+    """
     if show is False:
         return SilentProgress()
-    return BarProgress() if sys.stderr.isatty() else PlainProgress()
+    return BarProgress(unit) if sys.stderr.isatty() else PlainProgress(unit)

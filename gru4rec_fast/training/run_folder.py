@@ -1,8 +1,9 @@
-"""The output folder of a training: its last and best checkpoints and its curves."""
+"""The output folder of a training: its last and best checkpoints, its model and its curves."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,12 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gru4rec_fast._atomic_writes import replace_file
 from gru4rec_fast.training.checkpoint import Checkpoint, save_checkpoint
 from gru4rec_fast.training.checkpoint_tensors import model_tensors
 from gru4rec_fast.training.curves import write_csv, write_curves
 from gru4rec_fast.training.earlier_training import (
     BEST_FILE,
     LAST_FILE,
+    MODEL_FILE,
     existing_files,
     move_aside,
     prepare_run_folder,
@@ -95,6 +98,22 @@ class RunFolder:
         """Write best.safetensors, with the model and the history, but without the state that a resume needs."""
         if self.path is not None:
             self._save(BEST_FILE, model_tensors(network), {"history": list(history)})
+
+    def save_model(self, network: nn.Module, history: Sequence[dict[str, Any]], *, is_best_selected: bool) -> None:
+        """Write model.safetensors at the end of the training: a copy of best.safetensors, or the model in `network`.
+
+        Nothing is written if this training has written no other file, because nothing was left to train.
+
+        Args:
+            is_best_selected: write the model of the best epoch, if the folder has it.
+        """
+        if self.path is None or not self._files_are_ours:
+            return
+        if is_best_selected and (self.path / BEST_FILE).exists():
+            with replace_file(self.path / MODEL_FILE) as temporary:
+                shutil.copyfile(self.path / BEST_FILE, temporary)
+        else:
+            self._save(MODEL_FILE, model_tensors(network), {"history": list(history)})
 
     def write_csv(self, history: Sequence[dict[str, Any]]) -> None:
         """Write the curves so far as CSV."""

@@ -92,8 +92,9 @@ class Trainer:
         runner: runs the epochs: a `SessionEpochRunner` or a `GraphEpochRunner`. Its network is trained in place.
         options: number of epochs, validation, early stopping and checkpoints.
         validate: called with the network in eval mode after every `evaluate_every` epochs; returns metrics by name.
-        out: folder for last.safetensors, best.safetensors (if there is a validation or monitor is "loss"), curves.csv
-            and curves.png. `RunFolder` says what happens to the files of an earlier training. None: nothing is written.
+        out: folder for last.safetensors, best.safetensors (if there is a validation or monitor is "loss"), curves.csv,
+            curves.png and, at the end, model.safetensors (the best model, else the last one). `RunFolder` says what
+            happens to the files of an earlier training. None: nothing is written.
         checkpoint_template: a `Checkpoint` whose format, config and tensors are copied into every checkpoint file, so
             that a reader of the file can build the model. None: the format names the class of the network, and there is
             no config.
@@ -178,6 +179,7 @@ class Trainer:
                     self.runner.run_epoch(self.progress, partial(self._between_updates, interrupt))
                     self._finish_epoch()
                     self._raise_if_interrupted(interrupt)
+            self.folder.save_model(self.network, self.history, is_best_selected=self.best_epoch is not None)
         except TrainingDiverged as error:
             saved = self.folder.last_saved
             advice = "no checkpoint had been written yet" if saved is None else f"the last good checkpoint is {saved}"

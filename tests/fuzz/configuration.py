@@ -51,7 +51,7 @@ def run(case: Any, folder: Path) -> None:
     if how == "file":
         path = folder / f"p.{case['suffix']}"
         path.write_text(case["text"] if case["text"] is not None else json.dumps(parameters), encoding="utf-8")
-        model = cls(**read_parameter_file(path, cls.names()))
+        model = cls.create(read_parameter_file(path, cls))
     elif how == "string":
         text = ",".join(f"{name}={value}" for name, value in parameters.items())
         model = GRU4Rec.from_parameter_string(text)
@@ -93,7 +93,7 @@ def _run_command(case: Any, folder: Path) -> None:
     assert code in (0, 2), "wrong exit code"
     if code:
         assert lines[-1].startswith("error: "), "the last line is no error"
-        assert len(lines[-1]) < MESSAGE_LENGTH or "unknown parameter" in lines[-1], "long error"
+        assert len(lines[-1]) < MESSAGE_LENGTH or "has no parameter" in lines[-1], "long error"
 
 
 TARGET = Target(

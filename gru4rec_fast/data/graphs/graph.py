@@ -14,6 +14,7 @@ from gru4rec_fast.data.array_folder import (
     ArrayFolder,
     FolderFormat,
     as_tensor,
+    counted,
     dropped_counts,
     replace_data_folder,
     summary_lines,
@@ -72,13 +73,16 @@ class InteractionGraph:
     def __repr__(self) -> str:
         return f"InteractionGraph({self.n_users:,} users, {self.n_items:,} items, {self.n_edges:,} edges)"
 
-    def summary(self) -> str:
-        """Return the sizes of the graph and what was removed while it was built, as lines of text."""
+    def summary(self, *, notes: bool = True) -> str:
+        """Return the sizes of the graph, what was removed while it was built, and `notes` on reading, as lines of text.
+
+        The notes say why ids of the table became strings, and from how many ids blanks were removed.
+        """
         isolated = np.diff(self.offsets) == 0
         counts = {"users": isolated[: self.n_users].sum(), "items": isolated[self.n_users :].sum()}
         lines = [f"{self.n_users:,} users, {self.n_items:,} items, {self.n_edges:,} edges"]
-        lines += [f"  {count:,} {kind} without edges" for kind, count in counts.items() if count]
-        return "\n".join(lines + summary_lines(self.meta))
+        lines += [f"  {counted(int(count), f'{kind} without edges')}" for kind, count in counts.items() if count]
+        return "\n".join(lines + summary_lines(self.meta, notes))
 
     def items_of(self, user: int) -> np.ndarray:
         """Return the indices of the items of the user with index `user`, int64 [degree], increasing."""

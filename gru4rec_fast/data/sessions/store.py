@@ -99,10 +99,14 @@ class SessionStore:
     def __repr__(self) -> str:
         return f"SessionStore({self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items)"
 
-    def summary(self) -> str:
-        """Return the sizes of the store and what was changed or removed when it was made, as lines of text."""
+    def summary(self, *, notes: bool = True) -> str:
+        """Return the sizes of the store, what was removed when it was made, and `notes` on reading, as lines of text.
+
+        The notes say why ids of the log became strings, and from how many ids blanks were removed. They are about the
+        whole log, also if the store is a part of it.
+        """
         sizes = f"{self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items"
-        return "\n".join([sizes, *summary_lines(self.meta)])
+        return "\n".join([sizes, *summary_lines(self.meta, notes)])
 
     @classmethod
     def from_arrays(
