@@ -225,6 +225,14 @@ def test_the_learning_rate_can_change_between_updates() -> None:
     assert losses == pytest.approx([block.loss for block in expected], rel=1e-9)
 
 
+def test_weight_decay_that_is_set_later_is_an_error() -> None:
+    setup = TrainingSetup("reference", {})
+    epoch, hidden = setup.start_epoch(), setup.network.initial_state(6)
+    setup.optimizer.param_groups[0]["weight_decay"] = 0.1
+    with pytest.raises(ValueError, match="neither weight_decay nor maximize"):
+        epoch.run(1, hidden, step=0)
+
+
 @pytest.mark.parametrize("impl", ["reference", "emulated"])
 def test_bf16_is_close_to_full_precision_but_not_equal(impl: str) -> None:
     """bf16 rounds the inputs of the scores with a relative error of at most 2**-8."""

@@ -470,6 +470,14 @@ def test_a_block_with_a_wrong_argument_is_an_error(change: dict[str, Any], messa
         FusedTrainingStep(*make_modules()).train_block(**{"step": 0} | block | change)
 
 
+def test_weight_decay_that_is_set_later_is_an_error() -> None:
+    network, criterion, optimizer = make_modules()
+    step, inputs = FusedTrainingStep(network, criterion, optimizer), torch.tensor([[0, 1]])
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    with pytest.raises(ValueError, match="neither weight_decay nor maximize"):
+        step.train_block(inputs, inputs, inputs > 0, None, network.initial_state(2), step=0)
+
+
 def test_a_criterion_for_another_catalogue_is_an_error() -> None:
     network, _, optimizer = make_modules()
     criterion = SampledLoss(batch_size=4, logq=1.0, support=torch.ones(5, dtype=torch.int64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -185,14 +187,32 @@ def test_clipping_equals_that_of_the_same_dense_gradients(norm_type: float, max_
         (gather_rows(table, torch.tensor([3, 0, 3])) * torch.tensor([[1.0], [-2.0], [4.0]])).sum() + 3 * bias[1].sum()
     ).backward()
     copies = [torch.nn.Parameter(torch.ones(5, 2)) for _ in range(2)]
-    for copy, parameter in zip(copies, (table, bias), strict=True):
-        copy.grad = parameter.grad.to_dense().clone()
+    for dense, parameter in zip(copies, (table, bias), strict=True):
+        dense.grad = parameter.grad.to_dense().clone()
     norm = clip_grad_norm_(iter([table, bias, unused]), max_norm, norm_type)
     expected = torch.nn.utils.clip_grad_norm_(copies, max_norm, norm_type)
     torch.testing.assert_close(norm, expected)
     assert table.grad.is_sparse and unused.grad is None
-    for copy, parameter in zip(copies, (table, bias), strict=True):
-        torch.testing.assert_close(parameter.grad.to_dense(), copy.grad)
+    for dense, parameter in zip(copies, (table, bias), strict=True):
+        torch.testing.assert_close(parameter.grad.to_dense(), dense.grad)
+
+
+@pytest.mark.parametrize("norm_type", [2.0, torch.inf])
+def test_clipping_an_empty_sparse_gradient(norm_type: float) -> None:
+    table = torch.nn.Parameter(torch.ones(3, 2))
+    gather_rows(table, torch.empty(0, dtype=torch.int64)).sum().backward()
+    assert table.grad.is_sparse and clip_grad_norm_(table, 1.0, norm_type) == 0
+
+
+def test_options_of_a_parameter_group_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"weight_decay=-1: must not be negative"):
+        SparseAdagrad([{"params": [torch.nn.Parameter(torch.ones(2))], "weight_decay": -1}])
+
+
+@pytest.mark.parametrize("optimizer", [SparseAdagrad, SparseAdam])
+def test_a_copy_has_the_same_implementation(optimizer: Callable[..., Any]) -> None:
+    original = optimizer([torch.nn.Parameter(torch.ones(2))], impl="reference")
+    assert copy.deepcopy(original).impl == pickle.loads(pickle.dumps(original)).impl == "reference"
 
 
 def test_clipping_a_gradient_that_is_not_finite_can_be_an_error() -> None:

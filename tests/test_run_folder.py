@@ -95,7 +95,7 @@ def test_resuming_in_the_same_folder_moves_nothing(tmp_path: Path):
     assert not folder.has_earlier_training
     write_epoch(folder, 2)
     assert not (tmp_path / PREVIOUS).exists()
-    assert set(file_contents(tmp_path)) == {"last.safetensors", "curves.csv", "model.safetensors", "report.json"}
+    assert set(file_contents(tmp_path)) == {"last.safetensors", "curves.csv", "report.json"}
 
 
 def test_resuming_from_another_folder_moves_the_files_in_the_output_folder(tmp_path: Path):
@@ -131,6 +131,12 @@ def test_the_model_is_the_best_one_if_there_is_one_else_the_last(tmp_path: Path)
     folder.save_model(NETWORK, [], is_best_selected=True)
     contents = file_contents(tmp_path)
     assert contents["model.safetensors"] == contents["best.safetensors"]
+    resumed = make_run_folder(tmp_path)
+    resumed.continue_from(tmp_path / "last.safetensors")
+    resumed.save_model(NETWORK, [], is_best_selected=False)  # nothing is left to train
+    assert file_contents(tmp_path) == contents
+    write_epoch(resumed, 2)
+    assert not (tmp_path / "model.safetensors").exists()  # it was of epoch 1
 
 
 def test_temporary_files_of_version_0_1_are_removed(tmp_path: Path):

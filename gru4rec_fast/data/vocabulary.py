@@ -39,7 +39,9 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids")
             raise TypeError(f"{name}: integer ids must fit int64; give them as strings")
         return array.astype(np.int64, copy=False)
     if array.dtype.kind == "T":
-        return array
+        if array.dtype != STRING and not all(isinstance(value, str) for value in array.tolist()):
+            raise TypeError(f"{name}: ids must be all integers or all strings, without missing values")
+        return array.astype(STRING, copy=False)
     if array.dtype.kind == "U":
         if not isinstance(values, np.ndarray):  # NumPy silently converts a mixture such as [1, "a"] to strings
             raise TypeError(f"{name}: ids must be all integers or all strings, not a mixture")

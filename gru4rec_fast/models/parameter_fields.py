@@ -219,7 +219,7 @@ def parse_number(text: str) -> float:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         raise TypeError
     converted = float(value)
     if isinstance(value, bool) or not math.isfinite(converted):
@@ -228,7 +228,7 @@ def _number(value: Any) -> float:
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         raise TypeError
     converted = int(value)
     if isinstance(value, bool) or converted != value:
@@ -261,6 +261,8 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, str | bytes):
+        raise TypeError
     return value if isinstance(value, dict) else dict(value)
 
 

@@ -35,6 +35,7 @@ def clip_grad_norm_(
             values.append(parameter.grad._values())
         else:
             values.append(parameter.grad)
+    values = [tensor for tensor in values if tensor.numel()]  # torch has no infinity norm of an empty tensor
     norm = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite)
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # without a branch, which would wait for a GPU
     for tensor in values:

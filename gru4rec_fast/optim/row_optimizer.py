@@ -27,17 +27,25 @@ class RowOptimizer(torch.optim.Optimizer):
     rule: Rule
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any], impl: str) -> None:
-        if not defaults["lr"] > 0:
-            raise ValueError(f"lr={defaults['lr']}: must be positive")
-        if not 0 <= defaults.get("momentum", 0) < 1:
-            raise ValueError(f"momentum={defaults['momentum']}: must be in [0, 1)")
-        if not all(0 <= beta < 1 for beta in defaults.get("betas", ())):
-            raise ValueError(f"betas={defaults['betas']}: both must be in [0, 1)")
-        for name in ("eps", "weight_decay"):
-            if not defaults[name] >= 0:
-                raise ValueError(f"{name}={defaults[name]}: must not be negative")
         self.impl = impl
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group. Raises ValueError if one of its options is out of range."""
+        options = self.defaults | param_group
+        if not options["lr"] > 0:
+            raise ValueError(f"lr={options['lr']}: must be positive")
+        if not 0 <= options.get("momentum", 0) < 1:
+            raise ValueError(f"momentum={options['momentum']}: must be in [0, 1)")
+        if not all(0 <= beta < 1 for beta in options.get("betas", ())):
+            raise ValueError(f"betas={options['betas']}: both must be in [0, 1)")
+        for name in ("eps", "weight_decay"):
+            if not options[name] >= 0:
+                raise ValueError(f"{name}={options[name]}: must not be negative")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"impl": self.impl}  # for pickle and copy.deepcopy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -96,6 +104,8 @@ def _regularized(parameter: Tensor, grad: Tensor, weight_decay: float, maximize:
         return grad
     if not grad.is_sparse:
         return grad.add(parameter, alpha=weight_decay)
+    if grad.sparse_dim() != 1:
+        return grad  # the operator says what is wrong with it
     grad = grad.coalesce()  # a row that occurs several times decays once
     index = grad._indices()
     values = grad._values().add(parameter[index[0]], alpha=weight_decay)

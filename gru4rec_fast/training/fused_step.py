@@ -91,8 +91,8 @@ def _why_not_parameters(
         return "a weight is not exactly an nn.Parameter, or is used twice"
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
         return "the optimizer must have one parameter group with all parameters of the network"
-    if any(optimizer.param_groups[0][option] for option in ("weight_decay", "maximize")):
-        return "the step supports neither weight_decay nor maximize of the optimizer"
+    if has_unsupported_options(optimizer):
+        return UNSUPPORTED_OPTIONS
     for name, weight in named.items():
         if weight.device.type != device_type or weight.dtype not in (torch.float32, torch.float64):
             device = "the CPU" if device_type == "cpu" else "a GPU"
@@ -104,6 +104,14 @@ def _why_not_parameters(
     if device_type == "cpu" and _backend.resolve(impl, "gru", "cpu") != "native":
         return NO_KERNELS
     return None
+
+
+UNSUPPORTED_OPTIONS = "the step supports neither weight_decay nor maximize of the optimizer"
+
+
+def has_unsupported_options(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer has options that the fused and the captured step do not support."""
+    return any(optimizer.param_groups[0][option] for option in ("weight_decay", "maximize"))
 
 
 def _layer_weights(layer: Any) -> list[Tensor | None]:
@@ -285,6 +293,8 @@ class FusedTrainingStep:
         return FusedEpoch(self, loader, sampler, n_sample, seed)
 
     def _hyperparameters(self) -> dict[str, float]:
+        if has_unsupported_options(self._optimizer):
+            raise ValueError(UNSUPPORTED_OPTIONS)
         group = self._optimizer.param_groups[0]
         return {name: float(group[name]) for name in ("lr", "momentum", "eps")}
 

@@ -60,6 +60,7 @@ class RunFolder:
         self.checkpoint_template = checkpoint_template
         self.last_saved: Path | None = None
         self._files_are_ours = False  # True: this training wrote the files in the folder, or was resumed from them
+        self._has_saved = False  # whether this object has written a checkpoint
 
     def continue_from(self, checkpoint: Path | None) -> None:
         """Continue the training that wrote this checkpoint.
@@ -87,8 +88,13 @@ class RunFolder:
                 recover(self.path)
 
     def save_last(self, network: nn.Module, state: dict[str, Tensor], progress: dict[str, Any]) -> Path | None:
-        """Write last.safetensors, with all that is needed to resume. Raises OSError if the file cannot be written."""
+        """Write last.safetensors, with all that is needed to resume. Raises OSError if the file cannot be written.
+
+        The model that this training wrote when it had ended, before it was resumed for more epochs, is removed.
+        """
         if self.path is not None:
+            if self._files_are_ours:
+                (self.path / MODEL_FILE).unlink(missing_ok=True)
             self.last_saved = self._save(LAST_FILE, model_tensors(network) | state, progress)
             with suppress(OSError):  # the next training in the folder, or a reader, repeats it
                 recover(self.path)  # finishes the move of earlier files
@@ -102,12 +108,14 @@ class RunFolder:
     def save_model(self, network: nn.Module, history: Sequence[dict[str, Any]], *, is_best_selected: bool) -> None:
         """Write model.safetensors at the end of the training: a copy of best.safetensors, or the model in `network`.
 
-        Nothing is written if this training has written no other file, because nothing was left to train.
+        If nothing was left to train, an existing file is not changed.
 
         Args:
             is_best_selected: write the model of the best epoch, if the folder has it.
         """
         if self.path is None or not self._files_are_ours:
+            return
+        if not self._has_saved and (self.path / MODEL_FILE).exists():
             return
         if is_best_selected and (self.path / BEST_FILE).exists():
             with replace_file(self.path / MODEL_FILE) as temporary:
@@ -131,5 +139,5 @@ class RunFolder:
         checkpoint = replace(template, tensors=template.tensors | tensors, progress=progress)
         before_rename = None if self._files_are_ours else partial(move_aside, self.path)
         path = save_checkpoint(self.path / name, checkpoint, before_rename)
-        self._files_are_ours = True
+        self._files_are_ours = self._has_saved = True
         return path
