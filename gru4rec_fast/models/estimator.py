@@ -139,7 +139,8 @@ class Estimator(Parameters):
             template = model._checkpoint_template()
             checkpoint = None if checkpoint_path is None else model._checkpoint_to_resume(checkpoint_path, template)
             if checkpoint is not None:
-                network.restore_seed(_saved_seed(checkpoint))  # before the runner is built, which has the same seed
+                with damage_as_checkpoint_error(checkpoint_path):  # the runner, built below, has the same seed
+                    network.restore_seed(_saved_seed(checkpoint))
             trainer = build_trainer(
                 model,
                 model._build_runner(train, has_validation=validation is not None, memory=memory),

@@ -187,7 +187,7 @@ class UnknownParameterError(TypeError):
         unknown = ", ".join(brief(name, 30) for name in self.unknown)
         similar = (match for name in self.unknown for match in difflib.get_close_matches(name[:100], self.known))
         nearest = " or ".join(f"'{name}'" for name in dict.fromkeys(similar))
-        advice = f"did you mean {nearest}?" if nearest else f"there are {', '.join(self.known)}"
+        advice = f"did you mean {nearest}?" if nearest else f"help({self.model}) lists them"
         return f"{self.model} has no parameter{'s' if len(self.unknown) > 1 else ''} {unknown}; {advice}"
 
 

@@ -32,6 +32,12 @@ class Seeded:
         self.seed = draw_seed() if seed is None else seed
 
     def restore_seed(self, saved: int | None) -> None:
-        """Take the seed of a checkpoint, unless the caller has chosen an integer; None changes nothing."""
+        """Take the seed of a checkpoint, unless the caller has chosen an integer; None changes nothing.
+
+        Raises:
+            RuntimeError: `saved` is not in [0, 2**63), so the checkpoint is damaged.
+        """
+        if saved is not None and not 0 <= saved < 1 << 63:
+            raise RuntimeError(f"the saved seed {saved} is not in [0, 2**63)")
         if saved is not None and self.seed_was_drawn:
             self.seed = saved

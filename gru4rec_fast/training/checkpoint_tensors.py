@@ -18,6 +18,8 @@ MODEL = "model."
 OPTIMIZER = "optimizer."
 HIDDEN = "hidden."
 
+_ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter that torch.optim.Adam has updated
+
 
 def model_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Return the network's parameters and persistent buffers, named "model.<name>"."""
@@ -92,6 +94,8 @@ def load_optimizer(
                     raise TypeError(f"optimizer.{tensor_name} is {tensor.dtype} {list(tensor.shape)}")
                 parameter_state[key] = tensor
         if parameter_state:
+            if isinstance(optimizer, torch.optim.Adam) and (missing := _ADAM_STATE - {*parameter_state}):
+                raise KeyError(f"optimizer.{name}.{min(missing)}")
             state[index] = parameter_state
     current = optimizer.state_dict()["param_groups"]
     if len(values["groups"]) != len(current):
