@@ -104,9 +104,9 @@ class Estimator(Parameters):
             validation: held-out data in the same forms, on which the model is evaluated after every `evaluate_every`
                 epochs; the metric `monitor` selects the best epoch. For graph models: interactions of the same users.
             out: folder for last.safetensors, best.safetensors (with validation or monitor="loss"), curves.csv,
-                curves.png and, when the training has ended, model.safetensors: the model of the best epoch if there is
-                a best.safetensors, else of the last epoch. Files of an earlier training are moved to out/previous when
-                the first checkpoint of this training is written.
+                curves.png and, when the training has ended, model.safetensors: the model of the best epoch if the
+                training selects one, else of the last epoch. Files of an earlier training are in out/previous once the
+                first last.safetensors of this training is written.
             resume: True: resume from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
                 ends with the same bits as an uninterrupted one.
             checkpoint_every: number of mini-batches after which last.safetensors is written also within an epoch.

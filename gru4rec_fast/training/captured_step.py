@@ -29,11 +29,10 @@ from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.captured_update import UpdateContext
 from gru4rec_fast.training.fused_step import (
     NO_KERNELS,
-    UNSUPPORTED_OPTIONS,
     BlockOutcome,
     check_steps,
-    has_unsupported_options,
     item_range_error,
+    why_not_options,
     why_not_trainable_on,
 )
 from gru4rec_fast.training.graph_capture import CapturedUpdates, GraphCapturer, UpdatesShape
@@ -133,8 +132,8 @@ class CapturedTrainingStep:
 
     def prepare(self) -> None:
         """Allow updates again after a loss that was not finite, and copy changed hyperparameters to the device."""
-        if has_unsupported_options(self._context.optimizer):
-            raise ValueError(UNSUPPORTED_OPTIONS)
+        if reason := why_not_options(self._context.optimizer):
+            raise ValueError(reason)
         self._context.stopped.zero_()
         group = self._context.optimizer.param_groups[0]
         hyperparameters = tuple(float(group[name]) for name in ("lr", "momentum", "eps"))

@@ -91,8 +91,8 @@ def _why_not_parameters(
         return "a weight is not exactly an nn.Parameter, or is used twice"
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
         return "the optimizer must have one parameter group with all parameters of the network"
-    if has_unsupported_options(optimizer):
-        return UNSUPPORTED_OPTIONS
+    if reason := why_not_options(optimizer):
+        return reason
     for name, weight in named.items():
         if weight.device.type != device_type or weight.dtype not in (torch.float32, torch.float64):
             device = "the CPU" if device_type == "cpu" else "a GPU"
@@ -106,12 +106,11 @@ def _why_not_parameters(
     return None
 
 
-UNSUPPORTED_OPTIONS = "the step supports neither weight_decay nor maximize of the optimizer"
-
-
-def has_unsupported_options(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer has options that the fused and the captured step do not support."""
-    return any(optimizer.param_groups[0][option] for option in ("weight_decay", "maximize"))
+def why_not_options(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return the reason why neither step can train with the current options of this optimizer, or None."""
+    if any(optimizer.param_groups[0][option] for option in ("weight_decay", "maximize")):
+        return "the step supports neither weight_decay nor maximize of the optimizer"
+    return None
 
 
 def _layer_weights(layer: Any) -> list[Tensor | None]:
@@ -293,8 +292,8 @@ class FusedTrainingStep:
         return FusedEpoch(self, loader, sampler, n_sample, seed)
 
     def _hyperparameters(self) -> dict[str, float]:
-        if has_unsupported_options(self._optimizer):
-            raise ValueError(UNSUPPORTED_OPTIONS)
+        if reason := why_not_options(self._optimizer):
+            raise ValueError(reason)
         group = self._optimizer.param_groups[0]
         return {name: float(group[name]) for name in ("lr", "momentum", "eps")}
 

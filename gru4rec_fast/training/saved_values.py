@@ -70,10 +70,7 @@ def checked_history(progress: Any) -> list[dict[str, Any]]:
     history: list[dict[str, Any]] = progress["history"]
     check_like(history, [{}], "history")
     for record in history:
-        check_like(
-            record,
-            {key: value for key, value in _RECORD.items() if key in record or key in ("epoch", "loss")},
-            "history",
-        )
+        expected = {key: value for key, value in _RECORD.items() if key in record or key in ("epoch", "loss")}
+        check_like(record, expected, "history")
         check_like(record.get("validation", {}), {name: 0.0 for name in record.get("validation", {})}, "validation")
     return history
