@@ -15,6 +15,9 @@ template <typename F>
 void invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f);
 }  // namespace at::internal
 
+// MKL is torch's BLAS on x86. The weak symbol is null in a torch without MKL.
+extern "C" int MKL_Set_Num_Threads_Local(int n_threads) __attribute__((weak));
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -23,7 +26,9 @@ void invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f)
 #include <vector>
 
 // Calls f(chunk_begin, chunk_end) for chunks of [begin, end), each on a thread. As in ATen/ParallelOpenMP.h, chunk 0
-// runs on the calling thread, and one of the exceptions is rethrown; the chunks are also the same.
+// runs on the calling thread, and one of the exceptions is rethrown; the chunks are also the same. MKL uses one thread
+// within a parallel region of OpenMP, and is told here to do so within these chunks: with more, the order of its sums
+// changes.
 template <typename F>
 void at::internal::invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f) {
   const int64_t max_chunks = grain_size > 0 ? divup(end - begin, grain_size) : end - begin;
@@ -31,12 +36,14 @@ void at::internal::invoke_parallel(int64_t begin, int64_t end, int64_t grain_siz
   const int64_t n_chunks = divup(end - begin, chunk_size);
   std::vector<std::exception_ptr> errors(n_chunks);
   const auto run = [&](int64_t chunk) {
+    const int outer_threads = MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0;
     try {
       const ThreadIdGuard guard(static_cast<int>(chunk));
       f(begin + chunk * chunk_size, std::min(end, begin + (chunk + 1) * chunk_size));
     } catch (...) {
       errors[chunk] = std::current_exception();
     }
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(outer_threads);
   };
   std::vector<std::thread> threads;
   for (int64_t chunk = 1; chunk < n_chunks; ++chunk) threads.emplace_back(run, chunk);
