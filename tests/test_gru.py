@@ -272,7 +272,7 @@ def make_strided(args: list) -> list:
 @needs_emulation
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [5, 90])  # 5: one launch for all steps; 90: at least one launch for each step
-def test_bits_do_not_depend_on_the_order_of_threads(form: str, hidden: int) -> None:
+def test_emulated_bits_do_not_depend_on_the_order_of_threads(form: str, hidden: int) -> None:
     args = make_args(form, steps=3, lanes=7, hidden=hidden, dtype=torch.float32)
     emulation = cuda_emulator.load()
     emulation.set_seed(1)
@@ -345,7 +345,7 @@ def test_a_nan_gradient_does_not_pass_a_reset(form: str, hidden: int, impl: str)
 @needs_emulation
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [1, 64])  # 1: one launch for all steps; 64: at least one launch for each step
-def test_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
+def test_emulated_index_arithmetic_beyond_two_to_the_31(form: str, hidden: int) -> None:
     """Forward and backward with more than 2**31 gate inputs; only the first and the last lanes are checked."""
     steps = 2
     lanes = 2**31 // (steps * 3 * hidden) // 4 * 4 + 6

@@ -265,7 +265,7 @@ def test_operator_saves_signs_and_mask_for_backward(impl: str, activation: str) 
 
 @needs_emulation
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_bits_do_not_depend_on_order_of_threads_or_memory_alignment(activation: str) -> None:
+def test_emulated_bits_do_not_depend_on_order_of_threads_or_memory_alignment(activation: str) -> None:
     offsets, neighbors = large_graph("emulated")
     rows, columns = torch.arange(3, 150, 2), torch.arange(1, 150)
     aligned = [normal(149, 12, dtype=torch.float32), *weights_of(12, 8, torch.float32)]
@@ -289,7 +289,7 @@ def test_bits_do_not_depend_on_order_of_threads_or_memory_alignment(activation: 
 
 
 @needs_emulation
-def test_index_arithmetic_beyond_two_to_the_31st_feature() -> None:
+def test_emulated_index_arithmetic_beyond_two_to_the_31st_feature() -> None:
     """There are more than 2**31 features and gradients, but only the last rows use memory.
 
     The graph has no edges. With P = Q = "plain+I" the output is leaky(E W1 + b1 + (E * E) W2 + b2).

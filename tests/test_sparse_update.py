@@ -206,7 +206,7 @@ def test_emulated_kernels_are_close_to_the_reference(rule: str, width: int) -> N
 
 
 @needs_emulation
-def test_tables_of_more_than_two_to_the_31_elements() -> None:
+def test_emulated_tables_of_more_than_two_to_the_31_elements() -> None:
     """Only the last 300 weights, which the last thread block updates, have a gradient. The others take no memory."""
     width = 2**22
     table, accumulator = (torch.empty(2**9 + 2, width) for _ in range(2))

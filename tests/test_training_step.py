@@ -125,7 +125,7 @@ def test_gather_rounds_rows_to_bfloat16(width: int, impl: str) -> None:
 
 
 @needs_emulation
-def test_gather_of_an_index_out_of_range_is_an_error() -> None:
+def test_emulated_gather_of_an_index_out_of_range_is_an_error() -> None:
     table = torch.randn(4, 4)
     with pytest.raises(ValueError, match="index"):
         run("step_gather", "emulated", *gather_arguments_without_items(table, torch.tensor([[4]]), table, table[0]))
@@ -257,7 +257,7 @@ def check_row(updated: dict, original: dict, prefix: str, row: int, grads: Tenso
 
 @needs_emulation
 @pytest.mark.parametrize("width", [1, 3, 4, 100])
-def test_row_update_does_not_depend_on_the_order_of_threads(width: int) -> None:
+def test_emulated_row_update_does_not_depend_on_the_order_of_threads(width: int) -> None:
     results = []
     for seed in (1, 2):
         cuda_emulator.load().set_seed(seed)
@@ -272,7 +272,7 @@ def test_row_update_does_not_depend_on_the_order_of_threads(width: int) -> None:
 
 @needs_emulation
 @pytest.mark.parametrize(("n_inputs", "n_items"), [(0, 9), (9, 0), (0, 0), (1, 0)])
-def test_row_update_with_only_inputs_or_only_items_equals_reference(n_inputs: int, n_items: int) -> None:
+def test_emulated_row_update_with_only_inputs_or_only_items_equals_reference(n_inputs: int, n_items: int) -> None:
     ours, theirs = (row_update_arguments(5, n_inputs=n_inputs, n_items=n_items) for _ in range(2))
     run("step_rows_", "emulated", *ours.values(), ENABLED, HYPERPARAMETERS)
     run("step_rows_", "reference", *theirs.values(), ENABLED, HYPERPARAMETERS)
@@ -280,7 +280,7 @@ def test_row_update_with_only_inputs_or_only_items_equals_reference(n_inputs: in
 
 
 @needs_emulation
-def test_tables_of_more_than_two_to_the_31_elements() -> None:
+def test_emulated_tables_of_more_than_two_to_the_31_elements() -> None:
     """There are more than 2**31 weights and gradients.
 
     Only the first and the last thread block of each emulated grid run, and only the last row has a gradient, so little
@@ -315,7 +315,7 @@ WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
 
 @needs_emulation
 @pytest.mark.parametrize(("name", "change", "message"), WRONG_ARGUMENTS)
-def test_error_names_the_argument(name: str, change: dict[str, Any], message: str) -> None:
+def test_emulated_error_names_the_argument(name: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(name, "emulated", *(row_update_arguments(6) | change).values(), ENABLED, HYPERPARAMETERS)
 
