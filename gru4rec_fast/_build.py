@@ -168,7 +168,7 @@ def _compile_into(final_folder: Path, file: str, build: Callable[[Path], Record]
         reason = log.read_text().splitlines()[0]
         raise BuildError(f"{reason} (as recorded in {log}; delete it to try again)")
     temporary = Path(tempfile.mkdtemp(prefix=f"{final_folder.name}.partial-", dir=final_folder.parent))
-    say(f"{message} once, about a minute (into {final_folder})")
+    say(f"{message} once, which takes a few minutes (into {final_folder})")
     try:
         record = build(temporary)
         complete = temporary / "ready"

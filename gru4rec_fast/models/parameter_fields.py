@@ -281,7 +281,7 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[str], Any], str]] 
     "tuple[int, ...]": (
         _integers,
         lambda text: tuple(map(int, text.split("/"))),
-        "sizes, as [512, 256], or 512/256 in a parameter string",
+        "sizes, as [512, 256], or 512/256 as text",
     ),
     "int | str": (
         lambda value: value if value == LAYERSIZE else _integer(value),
