@@ -44,10 +44,20 @@ def register(
     """Register the reference and the fake kernel of operator `op`; None: there is none.
 
     The reference runs on all devices for which the native library has no kernel. It is not registered for other
-    libraries, whose operators fail on a device without a kernel.
+    libraries, whose operators fail on a device without a kernel. torch passes None on for a tensor that is required;
+    the registered function raises TypeError then.
     """
     if reference is not None and library == NATIVE:
-        torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", reference)
+        arguments = getattr(getattr(torch.ops, library), op).default._schema.arguments
+        required = [(i, a.name) for i, a in enumerate(arguments) if a.type.kind() == "TensorType"]
+
+        def checked(*values: Any, **options: Any) -> Any:
+            for i, name in required:
+                if i < len(values) and values[i] is None:
+                    raise TypeError(f"{op}: {name} must be a tensor, not None")
+            return reference(*values, **options)
+
+        torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", checked)
     if fake is not None:
         torch.library.register_fake(f"{library}::{op}", fake)
 

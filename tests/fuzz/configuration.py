@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import warnings
@@ -18,6 +19,9 @@ from gru4rec_fast.cli import main
 from gru4rec_fast.models import read_parameter_file
 from gru4rec_fast.training import TrainingDiverged
 from gru4rec_fast.training.schedules import scheduler_names
+
+if importlib.util.find_spec("matplotlib"):
+    import matplotlib.figure  # noqa: F401  # `fit` imports it; the first import ever takes longer than a case may take
 
 MODELS = {"gru4rec": GRU4Rec, "ngcf": NGCF, "lightgcn": LightGCN}
 STORE = SessionStore.from_arrays([0, 1, 2, 3, 4, 5, 0, 1, 1, 2], [0, 3, 5, 8, 10])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import json
+import re
 import resource
 import shutil
 import sys
@@ -75,6 +76,12 @@ class Finding:
         return path
 
 
+def _format_traceback() -> str:
+    """Return the end of the traceback of the current exception, without the folders of this machine."""
+    text = re.sub(r'File ".*/site-packages/', 'File "', traceback.format_exc())
+    return text.replace(f"{_PACKAGE.parent}/", "").replace(f"{_FUZZERS.parents[1]}/", "")[-3000:]
+
+
 class _WrongOutcome(Exception):
     """Tells hypothesis that a case is a finding, so that it searches for a smaller one."""
 
@@ -91,11 +98,11 @@ def run_case(target: Target, case: Any) -> Finding | None:
         target.run(case, folder)
     except target.errors as error:
         problem = target.check_messages and _message_problem(str(error), target.subjects(case, folder))
-        return Finding(f"{problem}: {_place(error)}", traceback.format_exc()[-3000:], case) if problem else None
+        return Finding(f"{problem}: {_place(error)}", _format_traceback(), case) if problem else None
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # PanicException of polars is no Exception
-        return Finding(_place(error), traceback.format_exc()[-3000:], case)
+        return Finding(_place(error), _format_traceback(), case)
     finally:
         faulthandler.cancel_dump_traceback_later()
         shutil.rmtree(folder, ignore_errors=True)

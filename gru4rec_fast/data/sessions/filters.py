@@ -56,7 +56,6 @@ def drop_rare(log: EventLog, min_support: int, rules: SessionRules) -> None:
         rare = _rare_items(log, min_support)
         if not rare.any():
             break
-    require_sessions(log, "the log")
 
 
 def _rare_items(log: EventLog, min_support: int) -> np.ndarray:

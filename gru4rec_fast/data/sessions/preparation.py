@@ -76,6 +76,7 @@ def prepare(
             table = open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle)
             log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress)
             drop_rare(log, min_item_support, rules)
+            require_sessions(log, table.name)
             dropped = log.dropped
             parts: dict[str, dict[str, int]] = {}  # sizes of each store, by name
             if split is None:
