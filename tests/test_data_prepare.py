@@ -249,7 +249,9 @@ def test_error_if_no_test_item_is_in_training(tmp_path: Path) -> None:
 
 def test_error_if_all_sessions_have_one_event(tmp_path: Path) -> None:
     log = {"SessionId": [1, 2, 3], "ItemId": [5, 6, 7], "Time": [0, 1, 2]}
-    with pytest.raises(ValueError, match=r"no session is left in the dict given; dropped: 3 events of 3 short sessions"):
+    with pytest.raises(
+        ValueError, match=r"no session is left in the dict given; dropped: 3 events of 3 short sessions"
+    ):
         prepare(log, tmp_path / "p")
     store = SessionStore.from_events(log)  # filters nothing: sessions of one event are kept
     assert (store.n_sessions, store.n_targets, store.n_short_sessions) == (3, 0, 3)

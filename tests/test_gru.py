@@ -221,8 +221,13 @@ def test_kernels_are_as_close_as_the_reference(
     impl: str, form: str, with_masks: bool, dtype: torch.dtype, steps: int, lanes: int, hidden: int
 ) -> None:
     args = make_args(form, steps, lanes, hidden, dtype, with_masks=with_masks)
-    oracle = output_and_gradients(as_dtype(args, torch.float64), "reference")
-    assert_as_close(output_and_gradients(args, impl), output_and_gradients(args, "reference"), oracle)
+    results = [output_and_gradients(args, name) for name in (impl, "reference")]
+    results.append(output_and_gradients(as_dtype(args, torch.float64), "reference"))
+    assert_as_close(*(values[:3] for values in results))  # the output, the gradients of gate inputs and state
+    # For CUDA, torch's product sums the gradient of a weight over all steps at once; the reference sums step by step.
+    # The error of a sum grows with the square root of its length.
+    factor = 2 * steps**0.5 if impl == "emulated" else 2
+    assert_as_close(*(values[3:] for values in results), factor=factor)
 
 
 @kernels
