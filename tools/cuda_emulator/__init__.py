@@ -125,7 +125,9 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
     host_flags = [flag for flag in _compile.CXX_FLAGS if flag not in ("-O3", "-g0")] + ["-O1"]
     host_flags += [f"-isystem{path}" for path in system_includes] + [f"-DTORCH_EXTENSION_NAME={Path(LIBRARY).stem}"]
     host_flags += [flag for flag in KERNEL_FLAGS[checks] if flag.startswith("-D")]
-    sources = [(path, host_flags) for path in (csrc / "schema.cpp", *sorted(HERE.glob("*.cpp")), *host_sources(csrc))]
+    operators = _compile.join_sources(_compile.operator_sources(csrc), folder, "operators")
+    launchers = _compile.join_sources(sorted(csrc.glob("*/cuda.cpp")), folder, "launchers", n=1)
+    sources = [(path, host_flags) for path in (*operators, *launchers, *sorted(HERE.glob("*.cpp")))]
     sources += [(path, kernel_flags) for path in (*sorted(HERE.glob("*.cu")), *sorted(csrc.glob("*/cuda.cu")))]
     objects = [str(folder / f"{path.parent.name}_{path.name}.o") for path, _ in sources]
     commands = [
@@ -154,9 +156,3 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
     record: Record = {"identity": identity, "mode": "emulated"}
     _compile.write_record(folder, record)
     return record
-
-
-def host_sources(csrc: Path) -> list[Path]:
-    """Return the files that check arguments and launch CUDA kernels: every_operator.cpp, <family>.cpp and cuda.cpp."""
-    families = [path for path in sorted(csrc.glob("*/*.cpp")) if path.stem in ("cuda", path.parent.name)]
-    return [csrc / "common" / "every_operator.cpp", *families]
