@@ -44,9 +44,9 @@ def gather_rows(table: Tensor, index: Tensor, *, sparse: bool = False, padding: 
     live = index >= 0 if padding else None
     if live is None or (reads_values and bool(live.all())):
         return _gather(table, index, sparse)
-    mask = live.view(*live.shape, *([1] * (table.dim() - 1)))
+    mask = live[(..., *[None] * (table.dim() - 1))]
     if reads_values:
-        zeros = table.new_zeros(*index.shape, *table.shape[1:])
+        zeros = table.new_zeros((*index.shape, *table.shape[1:]))
         return zeros.masked_scatter(mask, _gather(table, index[live], sparse))
     # Selecting the rows that are not padding would synchronize with the GPU. Instead, padding repeats a row that has a
     # gradient anyway, and adds zero to this gradient. (If everything is padding, row 0 gets a gradient of zero.)
