@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from gru4rec_fast import ops
 from gru4rec_fast.nn.embedding_rows import gather_rows
-from gru4rec_fast.nn.session_gru import SessionGRU, State, glorot_
+from gru4rec_fast.nn.sequence_layout import State
+from gru4rec_fast.nn.session_gru import SessionGRU, glorot_
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops._checks import check_choice, check_probability
 from gru4rec_fast.ops.gru import FORMS
@@ -80,7 +81,7 @@ class SessionNetwork(StepCounter):
         generator = torch.Generator().manual_seed(self.seed)
         width = {"constrained": layers[-1], "separate": embedding_dim, "none": None}[embedding]
         self.gru = SessionGRU(
-            width, layers, form=gru_form, dropout=dropout_p_hidden, seed=self.seed, impl=impl, generator=generator
+            width, layers, dropout=dropout_p_hidden, form=gru_form, seed=self.seed, generator=generator, impl=impl
         )
         self.output = OutputTable(n_items, layers[-1], sparse=sparse)
         glorot_(self.output.weight, n_items, layers[-1], generator)
@@ -108,7 +109,7 @@ class SessionNetwork(StepCounter):
 
     def initial_state(self, lanes: int) -> State:
         """Return hidden states of zeros, [lanes, H] for each layer."""
-        return self.gru.initial_state(lanes)
+        return list(self.gru.initial_state(lanes))
 
     def forward(
         self,
