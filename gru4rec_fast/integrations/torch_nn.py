@@ -14,9 +14,10 @@ from gru4rec_fast.nn.session_gru import gru_layer
 class GRU(nn.RNNBase):
     """Apply torch.nn.GRU by the operator `gru`: the same arguments, parameters and state dict, and resets.
 
-    Initial weights, results and dropout (between layers, from torch's generator) are those of torch.nn.GRU, and a state
-    dict of one can be loaded into the other. It is no subclass of torch.nn.GRU, because torch.compile does not trace
-    these. Compared with `SessionGRU`, names of parameters and dropout are torch's, and all layers have one size.
+    Initial weights, results and dropout (between layers, from torch's generator) are those of torch.nn.GRU; in a
+    PackedSequence, other units are dropped. A state dict of one can be loaded into the other. `GRU` is no subclass of
+    torch.nn.GRU, because torch.compile does not trace these. Compared with `SessionGRU`, names of parameters and
+    dropout are torch's, and all layers have one size.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, device, dtype: see torch.nn.GRU.

@@ -50,6 +50,7 @@ def test_results_gradients_and_dropout_are_those_of_torch(options: dict[str, Any
     input = {"batched": X, "unbatched": X[:, 0], "packed": packed}[layout]
     results = []
     for module in modules:
+        module.train(layout != "packed")  # of a PackedSequence, torch drops other units
         torch.manual_seed(6)  # of the dropout masks
         output, h_n = module(input)
         output = output.data if layout == "packed" else output
