@@ -355,7 +355,7 @@ READ_AS = r"; with batch_first=False, input \[7, 4, 6\] is \[T, B, I\]"
         ((X, None, torch.zeros(T, B)), r"reset must be bool \[7, 4\] on cpu, not float32 \[7, 4\]"),
         ((X, torch.zeros(1, B, H)), r"hx must be float32 \[2, 4, 5\] on cpu, not float32 \[1, 4, 5\]"),
         ((X[:, 0], torch.zeros(2, 1, H)), r"hx must be float32 \[2, 5\] on cpu, not float32 \[2, 1, 5\]"),
-        ((X, [torch.zeros(B, H)] * 2), r"hx must be a tensor \[num_layers, B, H\], not list"),
+        ((X, [torch.zeros(B, H)] * 2), r"hx must be a tensor \[num_layers, B, H\], not a list of 2"),
         ((PACKED, torch.zeros(2, 3, H)), r"hx must be .*; the PackedSequence has 4 sequences of at most 7 steps"),
     ],
 )
@@ -367,8 +367,8 @@ def test_errors_of_a_call(arguments: tuple[Any, ...], message: str) -> None:
 @pytest.mark.parametrize(
     ("hx", "message"),
     [
-        (torch.zeros(2, B, H), "hx must be a list of 2 hidden states, not a tensor"),
-        ([torch.zeros(B, H)], "hx must be a list of 2 hidden states, not 1"),
+        (torch.zeros(2, B, H), "hx must be a list of 2 hidden states, not a Tensor"),
+        ([torch.zeros(B, H)], "hx must be a list of 2 hidden states, not a list of 1"),
         ([torch.zeros(B, H)] * 2, r"hx\[1\] must be float32 \[4, 4\] on cpu, not float32 \[4, 5\] on cpu" + READ_AS),
     ],
 )
