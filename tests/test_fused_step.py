@@ -19,7 +19,7 @@ from small_trainer import FORMAT, call_at_block, make_trainer, no_pictures, pres
 
 from gru4rec_fast import GRU4Rec, ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
-from gru4rec_fast.nn import SampledLoss, SessionNetwork
+from gru4rec_fast.nn import SampledLoss, SessionGRU, SessionNetwork
 from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import MemoryRecord
@@ -174,6 +174,9 @@ def make_unsupported_modules(unsupported: str) -> tuple[Any, Any, Any]:
         return network, criterion, torch.optim.SGD(network.parameters(), 0.1)
     elif unsupported == "frozen":
         network.gru.layers[0].weight_hh.requires_grad_(False)
+    elif unsupported == "bias":
+        network.gru = SessionGRU(8, [8], bias=False)
+        optimizer = SparseAdagrad(network.parameters(), 0.1)
     elif unsupported == "hooks":
         network.gru.register_forward_hook(lambda *_: None)
     elif unsupported == "parameter hook":
@@ -201,6 +204,7 @@ def make_unsupported_modules(unsupported: str) -> tuple[Any, Any, Any]:
         ("network", "exactly SessionNetwork, not _Subclass"),
         ("optimizer", "exactly SparseAdagrad, not SGD"),
         ("frozen", r"gru\.layers\.0\.weight_hh is frozen"),
+        ("bias", "neither bias=False nor batch_first=True"),
         ("hooks", "there are hooks on a module, a parameter or the optimizer"),
         ("parameter hook", "there are hooks"),
         ("optimizer hook", "there are hooks"),

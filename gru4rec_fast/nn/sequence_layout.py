@@ -15,7 +15,7 @@ State = list[Tensor]  # hidden states [B, H] of the layers, first layer first
 _AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SequenceLayout:
     """Converts the arguments of a GRU call to time-major tensors, and its results to the layout of the input.
 
@@ -47,29 +47,31 @@ class SequenceLayout:
         Raises:
             ValueError: a shape, dtype or device does not fit.
         """
-        batch_dims: tuple[str, ...] = ("T", "B")
         if isinstance(input, PackedSequence):
-            self._check("input.data", input.data, ("N", self.input_size), self._floating_dtypes())
+            check_tensor("input.data", input.data, self._dtypes(), ("N", self.input_size), self.device)
             x, _ = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))  # in the order of the packed data
-            read_as = f"the PackedSequence has {x.shape[1]} sequences of at most {x.shape[0]} steps"
-            order = input.sorted_indices
+            batch_shape, order = x.shape[:2], input.sorted_indices
         else:
             if input.dim() not in (2, 3):
                 raise ValueError(f"input must be [T, B, I], [T, I] or a PackedSequence, not {[*input.shape]}")
-            if input.dim() == 2 or self.batch_first:
-                batch_dims = ("T",) if input.dim() == 2 else ("B", "T")
-            self._check("input", input, (*batch_dims, self.input_size), self._floating_dtypes())
-            read_as = f"with batch_first={self.batch_first}, input {[*input.shape]} is [{', '.join(batch_dims)}, I]"
-            x, order = self._to_time_major(input, batch_dims), None
-        sizes = {"T": x.shape[0], "B": x.shape[1]}
-        self._check("reset", reset, [sizes[dim] for dim in batch_dims], torch.bool, read_as)
-        states = self._states(hx, [sizes[dim] for dim in batch_dims if dim == "B"], read_as)
+            check_tensor("input", input, self._dtypes(), (*self._batch_dims(input), self.input_size), self.device)
+            x, batch_shape, order = self._to_time_major(input, input), input.shape[:-1], None
+        lanes = [] if len(batch_shape) == 1 else [x.shape[1]]
+        try:
+            self._check_hx(hx, lanes)
+            check_tensor("reset", reset, torch.bool, batch_shape, self.device)
+        except ValueError as error:
+            raise ValueError(f"{error}; {self._description(input, x)}") from None
+        if hx is None:
+            states = [torch.zeros(x.shape[1], size, dtype=self.dtype, device=self.device) for size in self.hidden_sizes]
+        else:
+            states = [(state if lanes else state.unsqueeze(0)).to(self.dtype) for state in hx]
         if reset is not None:
-            reset = self._to_time_major(reset, batch_dims)
+            reset = self._to_time_major(reset, input)
         if order is not None:
             states = [state.index_select(0, order) for state in states]
             reset = None if reset is None else reset.index_select(1, order)
-        return x, [state.to(self.dtype) for state in states], reset
+        return x, states, reset
 
     def states_after(self, input: Tensor | PackedSequence, output: Tensor, state: Tensor) -> Tensor:
         """Return a layer's hidden states [B, H] after the last step of each sequence.
@@ -97,47 +99,44 @@ class SequenceLayout:
             returned = output.transpose(0, 1) if self.batch_first else output
         return returned, torch.stack(states) if self.is_stacked else states
 
-    def _to_time_major(self, tensor: Tensor, batch_dims: Sequence[str]) -> Tensor:
-        if len(batch_dims) == 1:
+    def _batch_dims(self, input: Tensor) -> tuple[str, ...]:
+        """Return the names of the dimensions of an input before the last one."""
+        if input.dim() == 2:
+            return ("T",)
+        return ("B", "T") if self.batch_first else ("T", "B")
+
+    def _to_time_major(self, tensor: Tensor, input: Tensor | PackedSequence) -> Tensor:
+        """Return the input or the reset mask of a call with dimensions [T, B, ...]."""
+        if isinstance(input, PackedSequence):
+            return tensor
+        if input.dim() == 2:
             return tensor.unsqueeze(1)
-        return tensor.transpose(0, 1) if batch_dims[0] == "B" else tensor
+        return tensor.transpose(0, 1) if self.batch_first else tensor
 
-    def _states(self, hx: Tensor | State | None, batch: list[int], read_as: str) -> State:
-        """Return the hidden states [B, H], in the caller's order of sequences. batch: [B], or [] without a batch."""
-        if hx is None:
-            lanes = batch[0] if batch else 1
-            return [torch.zeros(lanes, size, dtype=self.dtype, device=self.device) for size in self.hidden_sizes]
-        if self.is_stacked:
-            if not isinstance(hx, Tensor):
-                raise ValueError(f"hx must be a tensor [num_layers, B, H], not {type(hx).__name__}")
-            shape = [len(self.hidden_sizes), *batch, self.hidden_sizes[0]]
-            self._check("hx", hx, shape, self._floating_dtypes(), read_as)
-        else:
-            if isinstance(hx, Tensor) or len(hx) != len(self.hidden_sizes):
-                given = "a tensor" if isinstance(hx, Tensor) else f"{len(hx)}"
-                raise ValueError(f"hx must be a list of {len(self.hidden_sizes)} hidden states, not {given}")
-            for layer, (state, size) in enumerate(zip(hx, self.hidden_sizes, strict=True)):
-                self._check(f"hx[{layer}]", state, [*batch, size], self._floating_dtypes(), read_as)
-        return [state if batch else state.unsqueeze(0) for state in hx]
+    def _check_hx(self, hx: Tensor | State | None, lanes: list[int]) -> None:
+        """Raise ValueError unless the hidden states fit. lanes: [B], or [] without a batch."""
+        sizes = self.hidden_sizes
+        if isinstance(hx, Tensor) and self.is_stacked:
+            check_tensor("hx", hx, self._dtypes(), (len(sizes), *lanes, sizes[0]), self.device)
+        elif hx is not None:
+            if self.is_stacked or isinstance(hx, Tensor) or len(hx) != len(sizes):
+                needed = "a tensor [num_layers, B, H]" if self.is_stacked else f"a list of {len(sizes)} hidden states"
+                given = f"a list of {len(hx)}" if isinstance(hx, list) else f"a {type(hx).__name__}"
+                raise ValueError(f"hx must be {needed}, not {given}")
+            for layer, (state, size) in enumerate(zip(hx, sizes, strict=True)):
+                check_tensor(f"hx[{layer}]", state, self._dtypes(), (*lanes, size), self.device)
 
-    def _floating_dtypes(self) -> Sequence[torch.dtype]:
-        if torch.is_autocast_enabled(self.device.type):
-            return (self.dtype, *(dtype for dtype in _AUTOCAST_DTYPES if dtype != self.dtype))
-        return (self.dtype,)
+    def _dtypes(self) -> Sequence[torch.dtype]:
+        """Return the dtypes that inputs and hidden states may have."""
+        is_autocast = torch.is_autocast_enabled(self.device.type)
+        return (self.dtype, *_AUTOCAST_DTYPES) if is_autocast else (self.dtype,)
 
-    def _check(
-        self,
-        name: str,
-        tensor: Tensor | None,
-        shape: Sequence[int | str],
-        dtypes: torch.dtype | Sequence[torch.dtype],
-        read_as: str = "",
-    ) -> None:
-        """Raise ValueError as `check_tensor` does; the message ends with `read_as`, how the input was understood."""
-        try:
-            check_tensor(name, tensor, dtypes, shape, self.device)
-        except ValueError as error:
-            raise ValueError(f"{error}; {read_as}" if read_as else str(error)) from None
+    def _description(self, input: Tensor | PackedSequence, x: Tensor) -> str:
+        """Return how the input of a call was understood, for errors."""
+        if isinstance(input, PackedSequence):
+            return f"the PackedSequence has {x.shape[1]} sequences of at most {x.shape[0]} steps"
+        dims = ", ".join(self._batch_dims(input))
+        return f"with batch_first={self.batch_first}, input {[*input.shape]} is [{dims}, I]"
 
 
 def _lengths(packed: PackedSequence) -> Tensor:

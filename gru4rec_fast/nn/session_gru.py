@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -292,7 +293,7 @@ class SessionGRU(StepCounter):
         return layout.results(input, x, new_states)
 
     def _layout(self) -> SequenceLayout:
-        weight = next(self.parameters())
+        weight: Any = self.layers[0].weight_hh  # faster than next(self.parameters())
         width = 3 * self.sizes[0] if self.input_size is None else self.input_size
         is_stacked = not isinstance(self.hidden_size, Sequence)
         return SequenceLayout(width, self.sizes, is_stacked, self.batch_first, weight.dtype, weight.device)

@@ -89,6 +89,8 @@ def _why_not_parameters(
     network: SessionNetwork, optimizer: torch.optim.Optimizer, impl: str, device_type: str
 ) -> str | None:
     """Return the reason why the step cannot train the network's parameters with this optimizer, or None."""
+    if not network.gru.bias or network.gru.batch_first:
+        return "the step supports neither bias=False nor batch_first=True of a SessionGRU"
     named, weights = dict(network.named_parameters()), _weights(network)
     are_plain = all(type(weight) is nn.Parameter for weight in weights)
     weight_ids = {*map(id, weights)}
