@@ -107,8 +107,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         """
         if type(network) is not SessionNetwork:
             raise TypeError(
-                f"network must be a gru4rec_fast.nn.SessionNetwork, not a {type(network).__name__}, which a file of the "
-                "model could not restore; of a wrapper, give the network inside"
+                f"network must be a gru4rec_fast.nn.SessionNetwork, not a {type(network).__name__}, which `load` could "
+                "not restore; of a wrapper, give the network inside"
             )
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary(vocabulary)

@@ -49,11 +49,16 @@ class Recommendations(NamedTuple):
             Columns: the query; rank int64, from 1; item, the id; score.
 
         Raises:
-            ValueError: not one id per session or user. TypeError: ids are neither all integers nor all strings.
-            ImportError: pandas is not installed.
+            ValueError: not one id per session or user, or `query_name` is the name of another column.
+            TypeError: ids are neither all integers nor all strings. ImportError: pandas is not installed.
         """
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install pandas") from error
 
+        if query_name in ("rank", "item", "score"):
+            raise ValueError(f"query_name={query_name!r} is the name of another column; choose another name")
         n, k = self.items.shape
         ids = np.arange(n) if queries is None else as_ids(queries, "queries")
         if len(ids) != n:
