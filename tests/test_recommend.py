@@ -10,6 +10,7 @@ import logging
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from exact_network import ExactNetwork
@@ -219,6 +220,42 @@ def test_counts_of_rows_with_fewer_than_k_items(kind: str) -> None:
     live_result = recommender.recommend(range(4), 3, exclude_seen=True)
     for array, live_array in zip((items, scores, counts), live_result, strict=True):
         np.testing.assert_array_equal(array, live_array)
+
+
+@pytest.mark.parametrize("kind", ["integers", "strings"])
+def test_to_frame_has_one_row_for_each_valid_item(kind: str) -> None:
+    vocabulary = VOCABULARY if kind == "strings" else Vocabulary(np.arange(N_ITEMS) * 10)
+    ids = vocabulary.ids.tolist()
+    # The second session, which is skipped, has no row, and the third one has all items but those of the session.
+    sessions = [[ids[0]], ["unknown" if kind == "strings" else 7], [ids[1], ids[2], ids[1]]]
+    result = recommend(NETWORK, vocabulary, sessions, N_ITEMS, exclude_seen=True, unknown="skip")
+    frame = result.to_frame()
+    assert list(frame.columns) == ["query", "rank", "item", "score"]
+    assert frame["query"].tolist() == [0] * (N_ITEMS - 1) + [2] * (N_ITEMS - 2)
+    assert frame["rank"].tolist() == [*range(1, N_ITEMS), *range(1, N_ITEMS - 1)]
+    assert frame["item"].tolist() == [*result.items[0, :-1].tolist(), *result.items[2, :-2].tolist()]
+    assert frame["score"].tolist() == [*result.scores[0, :-1].tolist(), *result.scores[2, :-2].tolist()]
+    assert frame["score"].dtype == result.scores.dtype and frame["rank"].dtype == frame["query"].dtype == np.int64
+    assert (frame["item"].dtype == np.int64) == (kind == "integers")
+    items = pd.DataFrame({"item": ids, "title": [f"title of {n}" for n in range(N_ITEMS)]})
+    assert len(frame.merge(items)) == len(frame), "items cannot be joined by their ids"
+
+    for users in (["a", "b", "c"], np.array([4, 5, 6])):
+        named = result.to_frame(users, query_name="user")
+        assert list(named.columns) == ["user", "rank", "item", "score"]
+        assert named["user"].tolist() == [users[row] for row in frame["query"]]
+        assert named.drop(columns="user").equals(frame.drop(columns="query"))
+
+
+def test_to_frame_of_nothing_and_with_bad_arguments() -> None:
+    empty = recommend(NETWORK, VOCABULARY, [["unknown"]], 3, unknown="skip")
+    assert list(empty.to_frame().columns) == ["query", "rank", "item", "score"] and empty.to_frame().empty
+    with pytest.raises(ValueError, match="queries has 2 ids for 1 rows of recommendations"):
+        empty.to_frame([1, 2])
+    with pytest.raises(TypeError, match="queries: ids must be all integers or all strings"):
+        empty.to_frame([1.5])
+    with pytest.raises(ValueError, match="query_name='item' is the name of another column"):
+        empty.to_frame(query_name="item")
 
 
 def test_no_sessions_give_no_rows() -> None:

@@ -1,1 +1,1 @@
-"""Adapters to the APIs of other implementations of these models, one module for each: `gru4rec_official`."""
+"""Adapters to other libraries, one module for each: `gru4rec_official`, `optuna`."""

@@ -124,6 +124,22 @@ def build_session_network(p: GRU4RecParameters, n_items: int) -> SessionNetwork:
     )
 
 
+def parameters_of_network(network: SessionNetwork) -> dict[str, Any]:
+    """Return the parameters from which `build_session_network` builds such a network, without the seed."""
+    layers, weight = network.gru.layers, network.output.weight
+    return {
+        "layers": tuple(layer.hidden_size for layer in layers),
+        "constrained_embedding": network.embedding_mode == "constrained",
+        "embedding": network.embedding.weight.shape[1] if network.embedding_mode == "separate" else 0,
+        "gru_form": layers[-1].form,  # with one-hot inputs the first layer always has the form reset_before
+        "dropout_p_embed": network.dropout_p_embed,
+        "dropout_p_hidden": network.gru.dropout,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+        "impl": network.impl,
+    }
+
+
 def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
     """Return the loss of GRU4Rec; `support` int64 [n_items] is the number of occurrences of each item in training."""
     return SampledLoss(

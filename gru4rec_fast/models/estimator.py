@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -21,7 +21,8 @@ from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import TRAINING_LOSS
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
-from gru4rec_fast.training import Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
+from gru4rec_fast.training import Callback, Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
+from gru4rec_fast.training.callbacks import check_callbacks
 from gru4rec_fast.training.checkpoint import convert_progress
 from gru4rec_fast.training.checkpoint_tensors import MODEL, load_weights, model_tensors
 from gru4rec_fast.training.folder_lock import lock_folder
@@ -89,6 +90,7 @@ class Estimator(Parameters):
         out: str | os.PathLike[str] | None = None,
         resume: bool | str | os.PathLike[str] = False,
         checkpoint_every: int | None = None,
+        callbacks: Iterable[Callback] = (),
         memory: MemoryRecord = NULL_RECORD,
         progress: bool | None = None,
         **columns: str,
@@ -110,6 +112,8 @@ class Estimator(Parameters):
             resume: True: resume from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
                 ends with the same bits as an uninterrupted one.
             checkpoint_every: number of mini-batches after which last.safetensors is written also within an epoch.
+            callbacks: a list of `gru4rec_fast.training.Callback` objects, which are called during the training and may
+                stop it.
             memory: a MemoryRecord that records the memory use in the phases of each step.
             progress: False shows nothing; None shows progress on stderr, as a bar on a terminal and as lines in a pipe.
             columns: names of the columns if data is a table: `session_key` ("SessionId"), `item_key` ("ItemId") and
@@ -118,7 +122,8 @@ class Estimator(Parameters):
         Raises:
             ValueError: bad input; the message names it. CheckpointError: the checkpoint has other parameters or data.
             TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.Trainer.run`.
-            An error before the first mini-batch leaves the model unchanged.
+            An error before the training starts, which is before `on_fit_start` of the callbacks, leaves the model
+            unchanged.
         """
         peak = process_baseline() or PeakMemory()
         model = type(self)(**self.get_params())  # a second model, so that an error leaves this model unchanged
@@ -127,6 +132,7 @@ class Estimator(Parameters):
                 f"patience={model.patience} monitors {model.monitor}: give validation=, or set monitor='loss'"
             )
         find_device(model.device)
+        callbacks = check_callbacks(callbacks)
         checkpoint_path = _path_to_resume(resume, out)
         for message in model.ignored_parameter_warnings:
             warnings.warn(message, stacklevel=2)
@@ -148,6 +154,7 @@ class Estimator(Parameters):
                 validate=None if held_out is None else lambda: model._validate(held_out),
                 out=out,
                 checkpoint_template=template,
+                callbacks=callbacks,
                 progress=make_progress(progress, model._progress_unit),
                 peak=peak,
             )
@@ -285,10 +292,15 @@ class Estimator(Parameters):
         return {name: metrics[name] for name in names if name in metrics}
 
     def _fitted_network(self) -> Any:
-        """Return the network. Raises RuntimeError before `fit` or `load`."""
+        """Return the network. Raises RuntimeError before `fit` or `load`, or if the network was assigned."""
+        name = type(self).__name__
         if self.network is None:
-            name = type(self).__name__
             raise RuntimeError(f"this {name} has no weights yet: call fit, or {name}.load")
+        if not self._fitted_parameters:
+            raise RuntimeError(
+                f"the network of this {name} was assigned, so the ids of its items are unknown: call fit, or "
+                f"{name}.load; GRU4Rec.from_network(network, vocabulary) makes a GRU4Rec of a network"
+            )
         return self.network
 
     def _evaluation_view(self, impl: str | None = None) -> Any:

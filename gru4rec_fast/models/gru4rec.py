@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.data.vocabulary import as_indices
 from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
-from gru4rec_fast.models.builders import build_session_network, build_session_runner, open_sessions
+from gru4rec_fast.models.builders import (
+    build_session_network,
+    build_session_runner,
+    open_sessions,
+    parameters_of_network,
+)
 from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import Unknown
 from gru4rec_fast.models.parameter_fields import document_parameters
@@ -70,6 +77,53 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         """Return a model with the parameters of a TOML or JSON file; `parameters` override those in the file."""
         return cls.create({**read_parameter_file(Path(path)), **parameters})
 
+    @classmethod
+    def from_network(
+        cls,
+        network: SessionNetwork,
+        vocabulary: Vocabulary | Iterable[int] | Iterable[str],
+        *,
+        support: ArrayLike | None = None,
+        **parameters: Any,
+    ) -> Self:
+        """Return a model of a network that was trained elsewhere. It can evaluate, recommend, save and load.
+
+            GRU4Rec.from_network(network, store.vocabulary).save("model.safetensors")
+
+        `fit` does not continue the training of this network: like every `fit`, it trains a new network with the
+        parameters of the model.
+
+        Args:
+            network: not copied, so that further training of it changes the model.
+            vocabulary: the item ids in the order of the network's items.
+            support: number of occurrences of each item in the training log, int [n_items], for `evaluate` with
+                `baselines=True`; None: unknown.
+            parameters: parameters of the training, for the model's file and for a later `fit`, e.g. `loss` or
+                `n_epochs`. Those of the network itself (`layers`, `dtype` ...) are read from the network.
+
+        Raises:
+            TypeError: `network` is not exactly a SessionNetwork, or an unknown parameter. ValueError: vocabulary or
+                support do not have one entry per item of the network, or a parameter that is read from the network.
+        """
+        if type(network) is not SessionNetwork:
+            raise TypeError(
+                f"network must be a gru4rec_fast.nn.SessionNetwork, not a {type(network).__name__}, which `load` could "
+                "not restore; of a wrapper, give the network inside"
+            )
+        if not isinstance(vocabulary, Vocabulary):
+            vocabulary = Vocabulary(vocabulary)
+        if len(vocabulary) != network.n_items:
+            raise ValueError(f"the network has {network.n_items} items, the vocabulary {len(vocabulary)}")
+        own = parameters_of_network(network)
+        if repeated := [name for name in parameters if name in own]:
+            raise ValueError(f"{', '.join(repeated)}: read from the network; leave it out")
+        model = cls(**own, **parameters)
+        model.network, model.vocabulary = network, vocabulary
+        if support is not None:
+            model.support = _check_support(as_indices(support, "support"), len(vocabulary))
+        model._fitted_parameters = model._stored_parameters()
+        return model
+
     def evaluate(
         self,
         data: Any,
@@ -91,6 +145,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             columns: names of columns, as in `fit`.
         """
         network, impl = self._evaluation_view(impl), impl or self.impl
+        if baselines and self.support is None:
+            raise ValueError("baselines=True needs the support of the items: give support= to from_network")
         return evaluate_sessions(
             network,
             self._open(data, **columns),
@@ -140,20 +196,19 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _open(self, data: Any, **columns: str) -> SessionStore:
         return open_sessions(data, self.vocabulary, **columns)
 
-    # The ids of the training data are the vocabulary. The support is stored together with the vocabulary.
+    # The ids of the training data are the vocabulary. The support, if it is known, is stored together with it.
     def _set_training_ids(self, data: SessionStore) -> None:
         self.vocabulary, self.support = data.vocabulary, np.array(data.support)
 
     def _training_id_arrays(self) -> dict[str, np.ndarray]:
-        assert self.vocabulary is not None and self.support is not None
+        assert self.vocabulary is not None
         arrays = {VOCABULARY_PREFIX + name: array for name, array in self.vocabulary.to_arrays().items()}
-        return arrays | {"support": self.support}
+        return arrays if self.support is None else arrays | {"support": self.support}
 
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         self.vocabulary = Vocabulary.from_arrays(checkpoint.group(VOCABULARY_PREFIX))
-        self.support = checkpoint.tensors["support"].numpy()
-        if self.support.dtype != np.int64 or self.support.shape != (len(self.vocabulary),) or (self.support < 0).any():
-            raise ValueError("support must be int64, one number per item, none negative")
+        if "support" in checkpoint.tensors:
+            self.support = _check_support(checkpoint.tensors["support"].numpy(), len(self.vocabulary))
 
     def _sizes_of_tensors(self, checkpoint: Checkpoint) -> dict[str, Any]:
         weights = checkpoint.group(MODEL)
@@ -174,3 +229,10 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
     def _evaluate_held_out(self, data: SessionStore, cutoff: int) -> Report:
         return evaluate_sessions(self._fitted_network(), data, cutoffs=(cutoff,), impl=self.impl)
+
+
+def _check_support(support: np.ndarray, n_items: int) -> np.ndarray:
+    """Return the support of the items. Raises ValueError unless it is int64 [n_items] without negative numbers."""
+    if support.dtype != np.int64 or support.shape != (n_items,) or (support < 0).any():
+        raise ValueError(f"support must be int64, one number for each of the {n_items} items, none negative")
+    return support

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gru4rec_fast.data import SessionStore, Vocabulary
+from gru4rec_fast.data.vocabulary import as_ids
 from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions, top_k_excluding
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Maximum number of hidden states per call of the network, so that memory does not grow with the longest session.
 _OUTPUTS_PER_CALL = 1 << 14
@@ -29,6 +33,41 @@ class Recommendations(NamedTuple):
     items: np.ndarray
     scores: np.ndarray
     counts: np.ndarray
+
+    def to_frame(
+        self, queries: Iterable[int] | Iterable[str] | None = None, *, query_name: str = "query"
+    ) -> pd.DataFrame:
+        """Return the recommendations as a pandas table, one row for each valid item, best first within a query.
+
+            model.recommend(users).to_frame(users, query_name="user")  # columns user, rank, item, score
+
+        Args:
+            queries: ids of the n sessions or users; None: their numbers, 0 to n - 1.
+            query_name: name of the column of queries.
+
+        Returns:
+            Columns: the query; rank int64, from 1; item, the id; score.
+
+        Raises:
+            ValueError: not one id per session or user, or `query_name` is the name of another column.
+            TypeError: ids are neither all integers nor all strings. ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install pandas") from error
+
+        if query_name in ("rank", "item", "score"):
+            raise ValueError(f"query_name={query_name!r} is the name of another column; choose another name")
+        n, k = self.items.shape
+        ids = np.arange(n) if queries is None else as_ids(queries, "queries")
+        if len(ids) != n:
+            raise ValueError(f"queries has {len(ids)} ids for {n} rows of recommendations; give one for each row")
+        row, position = np.nonzero(np.arange(k) < self.counts[:, None])
+        columns = {query_name: ids[row], "rank": position + 1, "item": self.items[row, position]}
+        # pandas does not know StringDType. From a list of str it chooses its own dtype for strings.
+        columns = {name: c if c.dtype == np.int64 else c.tolist() for name, c in columns.items()}
+        return pd.DataFrame(columns | {"score": self.scores[row, position]})
 
 
 class QueryBatch(NamedTuple):

@@ -1,5 +1,6 @@
-"""Training: the trainer, epoch runners, fused and captured steps, schedules, checkpoints, early stopping and curves."""
+"""Training: trainer, callbacks, epoch runners, fused and captured steps, schedules, checkpoints, early stopping."""
 
+from gru4rec_fast.training.callbacks import Callback, StepRecord
 from gru4rec_fast.training.captured_step import CapturedTrainingStep
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.curves import write_curves
@@ -16,6 +17,7 @@ from gru4rec_fast.training.trainer import EpochRunner, Trainer
 from gru4rec_fast.training.training_position import TrainingDiverged, TrainingPosition
 
 __all__ = [
+    "Callback",
     "CapturedTrainingStep",
     "Checkpoint",
     "CheckpointError",
@@ -26,6 +28,7 @@ __all__ = [
     "Progress",
     "Schedule",
     "SessionEpochRunner",
+    "StepRecord",
     "Trainer",
     "TrainerOptions",
     "TrainingDiverged",

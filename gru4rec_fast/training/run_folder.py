@@ -100,28 +100,32 @@ class RunFolder:
                 recover(self.path)  # finishes the move of earlier files
         return self.last_saved if self.path is not None else None
 
-    def save_best(self, network: nn.Module, history: Sequence[dict[str, Any]]) -> None:
+    def save_best(self, network: nn.Module, history: Sequence[dict[str, Any]]) -> Path | None:
         """Write best.safetensors, with the model and the history, but without the state that a resume needs."""
-        if self.path is not None:
-            self._save(BEST_FILE, model_tensors(network), {"history": list(history)})
+        if self.path is None:
+            return None
+        return self._save(BEST_FILE, model_tensors(network), {"history": list(history)})
 
-    def save_model(self, network: nn.Module, history: Sequence[dict[str, Any]], *, is_best_selected: bool) -> None:
+    def save_model(
+        self, network: nn.Module, history: Sequence[dict[str, Any]], *, is_best_selected: bool
+    ) -> Path | None:
         """Write model.safetensors at the end of the training: a copy of best.safetensors, or the model in `network`.
 
-        If nothing was left to train, an existing file is not changed.
+        If nothing was left to train, an existing file is not changed. Returns the path of the file if it was written.
 
         Args:
             is_best_selected: write the model of the best epoch, if the folder has it.
         """
         if self.path is None or not self._files_are_ours:
-            return
-        if not self._has_saved and (self.path / MODEL_FILE).exists():
-            return
+            return None
+        path = self.path / MODEL_FILE
+        if not self._has_saved and path.exists():
+            return None
         if is_best_selected and (self.path / BEST_FILE).exists():
-            with replace_file(self.path / MODEL_FILE) as temporary:
+            with replace_file(path) as temporary:
                 shutil.copyfile(self.path / BEST_FILE, temporary)
-        else:
-            self._save(MODEL_FILE, model_tensors(network), {"history": list(history)})
+            return path
+        return self._save(MODEL_FILE, model_tensors(network), {"history": list(history)})
 
     def write_csv(self, history: Sequence[dict[str, Any]]) -> None:
         """Write the curves so far as CSV."""

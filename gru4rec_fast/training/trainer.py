@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 
 from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory
+from gru4rec_fast.training.callbacks import Callback, StepRecord, check_callbacks, started
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.checkpoint_tensors import OPTIMIZER, load_optimizer, load_weights, optimizer_state
 from gru4rec_fast.training.earlier_training import LAST_FILE, PREVIOUS
@@ -27,6 +29,10 @@ from gru4rec_fast.training.run_folder import RunFolder
 from gru4rec_fast.training.saved_values import checked_history, damage_as_checkpoint_error
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.training_position import TrainingDiverged, TrainingPosition, check_weights
+
+
+class _TrainingStopped(Exception):
+    """Raised between two updates to leave the epoch after a call of `Trainer.stop`."""
 
 
 class EpochRunner(Protocol):
@@ -62,8 +68,8 @@ class EpochRunner(Protocol):
     def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
         """Run the current epoch from `position` to its end. Then `position` includes all of its losses.
 
-        Calls `between_updates` where the training may be saved or stopped. It returns the maximum number of
-        mini-batches until the next call; None means no limit.
+        Calls `between_updates` where the training may be saved or stopped, which it does by an exception. It returns
+        the maximum number of mini-batches until the next call; None means no limit.
         """
 
     def start_next_epoch(self) -> None:
@@ -98,6 +104,7 @@ class Trainer:
         checkpoint_template: a `Checkpoint` whose format, config and tensors are copied into every checkpoint file, so
             that a reader of the file can build the model. None: the format names the class of the network, and there is
             no config.
+        callbacks: a list of `Callback` objects, which are called during the training.
         progress: shows the progress of the training; None: nothing is shown.
         peak: the `PeakMemory` that measures the peak memory above a baseline. None: the baseline is the memory in use
             when `run` starts.
@@ -110,7 +117,8 @@ class Trainer:
             for drawing the curves is not included.
 
     Raises:
-        ValueError: `patience` needs validation metrics, and `validate` is None.
+        ValueError: `patience` needs validation metrics, and `validate` is None. TypeError: `callbacks` is not a list of
+            `Callback` objects.
     """
 
     def __init__(
@@ -121,6 +129,7 @@ class Trainer:
         validate: Callable[[], Mapping[str, float]] | None = None,
         out: str | os.PathLike[str] | None = None,
         checkpoint_template: Checkpoint | None = None,
+        callbacks: Iterable[Callback] = (),
         progress: Progress | None = None,
         peak: PeakMemory | None = None,
     ) -> None:
@@ -130,6 +139,7 @@ class Trainer:
         self.runner, self.options = runner, options
         self.network, self.optimizer = runner.network, runner.optimizer
         self.validate, self.progress = validate, progress or SilentProgress()
+        self.callbacks = check_callbacks(callbacks)
         template = checkpoint_template or Checkpoint(f"gru4rec_fast.{type(runner.network).__name__}/2")
         self.folder = RunFolder(out, template)
         self.history: list[dict[str, Any]] = []
@@ -137,6 +147,8 @@ class Trainer:
         self._selects_best = validate is not None or monitors_loss
         self._peak, self.peak_memory_bytes = peak, 0
         self._saved_at_step = 0
+        self._reported = replace(runner.position)  # the position at the last call of on_step_end
+        self._is_stopped = False
 
     @property
     def position(self) -> TrainingPosition:
@@ -149,7 +161,7 @@ class Trainer:
         return (self.early_stopping.best_epoch or None) if self._selects_best else None
 
     def run(self, resume: Checkpoint | None = None) -> list[dict[str, Any]]:
-        """Train until `n_epochs` epochs are finished; return the history.
+        """Train until `n_epochs` epochs are finished, or until the training is stopped; return the history.
 
         Args:
             resume: a checkpoint to continue from, see `restore`; None: continue from the current state.
@@ -159,27 +171,45 @@ class Trainer:
             TrainingDiverged: a loss, weight or validation metric is NaN or infinite.
             CheckpointError: see `restore`.
             OSError: a checkpoint cannot be written, or another training writes to the folder.
+            Any error of a callback.
         """
         peak = self._peak or PeakMemory()
         if resume is not None:
             self.restore(resume)
+        self._is_stopped = False
         with lock_folder(self.folder.path):
             self.folder.prepare()
-            return self._run(peak)
+            self._announce()
+            with started(self.callbacks, self):
+                return self._run(peak)
+
+    def stop(self) -> None:
+        """End the training normally; for callbacks, which may call it in any method.
+
+        Called in `on_step_end`, it ends the training before the next update, and last.safetensors is written. An epoch
+        that has not finished is neither validated nor in the history. Called after an epoch, it ends the training
+        before the next one. As at the end of any training, model.safetensors is written. A resumed training continues.
+        """
+        self._is_stopped = True
 
     def _run(self, peak: PeakMemory) -> list[dict[str, Any]]:
-        self._announce()
         try:
-            with deferred_interrupt() as interrupt:
+            with deferred_interrupt() as interrupt, suppress(_TrainingStopped):
                 while not self._is_done:
                     position = self.position
                     self.progress.begin_epoch(
                         position.epoch, self.options.n_epochs, self.runner.n_events, position.events
                     )
+                    self._reported = replace(position)
                     self.runner.run_epoch(self.progress, partial(self._between_updates, interrupt))
+                    self._call_on_step_end()
                     self._finish_epoch()
                     self._raise_if_interrupted(interrupt)
-            self.folder.save_model(self.network, self.history, is_best_selected=self.best_epoch is not None)
+            if self._is_stopped:
+                self.progress.say(f"a callback stopped the training {self.position.describe()}")
+            self._call_on_checkpoint(
+                self.folder.save_model(self.network, self.history, is_best_selected=self.best_epoch is not None)
+            )
         except TrainingDiverged as error:
             saved = self.folder.last_saved
             advice = "no checkpoint had been written yet" if saved is None else f"the last good checkpoint is {saved}"
@@ -193,7 +223,8 @@ class Trainer:
 
     @property
     def _is_done(self) -> bool:
-        return self.position.epoch > self.options.n_epochs or self.early_stopping.should_stop
+        is_finished = self.position.epoch > self.options.n_epochs or self.early_stopping.should_stop
+        return is_finished or self._is_stopped
 
     def _announce(self) -> None:
         """Say if there is nothing to train, if earlier files will be moved, and what the runner has to say."""
@@ -214,17 +245,50 @@ class Trainer:
             self.progress.say(notice)
 
     def _between_updates(self, interrupt: InterruptRequest) -> int | None:
-        """Stop if requested, save if due; return the number of mini-batches until the next save, None without saves."""
+        """Call the callbacks, save if due, stop if requested.
+
+        Returns the number of mini-batches until the next save; None without saves.
+        """
+        self._call_on_step_end()
         self._raise_if_interrupted(interrupt)
         every = self.options.checkpoint_every
-        if every is None:
-            return None
-        if self.position.step - self._saved_at_step >= every:
+        is_due = every is not None and self.position.step - self._saved_at_step >= every
+        if is_due or self._is_stopped:
             self._save_last()
-        return every - (self.position.step - self._saved_at_step)
+        if self._is_stopped:
+            raise _TrainingStopped
+        return None if every is None else every - (self.position.step - self._saved_at_step)
+
+    def _call_on_step_end(self) -> None:
+        """Call `on_step_end` of the callbacks if there were updates since the previous call."""
+        now, before = self.position, self._reported
+        if not self.callbacks or now.step == before.step:
+            return
+        self._reported = replace(now)
+        n_losses = now.loss_count - before.loss_count
+        record = StepRecord(
+            epoch=now.epoch,
+            step=now.step,
+            mini_batches=now.mini_batches - before.mini_batches,
+            events=now.events - before.events,
+            loss=(now.loss_sum - before.loss_sum) / n_losses if n_losses else None,
+            learning_rate=self._learning_rate,
+        )
+        for callback in self.callbacks:
+            callback.on_step_end(self, record)
+
+    def _call_on_checkpoint(self, path: Path | None) -> None:
+        """Call `on_checkpoint` of the callbacks if a file was written."""
+        if path is not None:
+            for callback in self.callbacks:
+                callback.on_checkpoint(self, path)
+
+    @property
+    def _learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _finish_epoch(self) -> None:
-        """Validate, step the schedule, append to the history, and save."""
+        """Validate, step the schedule, append to the history, save, and call the callbacks."""
         position, options = self.position, self.options
         check_weights(self.network, position)
         record: dict[str, Any] = {
@@ -233,7 +297,7 @@ class Trainer:
             "seconds": position.seconds,
             "mini_batches": position.mini_batches,
             "events": position.events,
-            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "learning_rate": self._learning_rate,
         }
         monitored: float | None = record[LOSS] if options.monitor == LOSS else None
         must_validate = position.epoch % options.evaluate_every == 0 or position.epoch == options.n_epochs
@@ -253,11 +317,13 @@ class Trainer:
         # best.safetensors is written before last.safetensors. After a crash between the two, resuming from the old
         # last.safetensors repeats this epoch. In the other order, last.safetensors could name a best epoch that was
         # never saved.
-        if is_better:
-            self.folder.save_best(self.network, self.history)
+        best_path = self.folder.save_best(self.network, self.history) if is_better else None
         self._save_last()
         self.folder.write_csv(self.history)
         self.progress.end_epoch(record)
+        self._call_on_checkpoint(best_path)
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, record)
 
     def _run_validation(self, validate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """Return the metrics of the validation. Raises TrainingDiverged if a metric or score is not finite."""
@@ -299,7 +365,9 @@ class Trainer:
             "data": self.runner.data_identity,
         }
         self._saved_at_step = self.position.step
-        return self.folder.save_last(self.network, optimizer_tensors | runner_tensors, progress | runner_values)
+        path = self.folder.save_last(self.network, optimizer_tensors | runner_tensors, progress | runner_values)
+        self._call_on_checkpoint(path)
+        return path
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state of the training that wrote the checkpoint; `run` continues from this state.
