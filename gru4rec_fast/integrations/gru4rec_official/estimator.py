@@ -94,7 +94,7 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
 
         Raises RuntimeError: the model is not fitted yet, or `error_during_train` is True.
         """
-        _require_trained(self)
+        require_trained(self)
         self.save(path)
 
     @classmethod
@@ -117,9 +117,7 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
         n_items = len(self.vocabulary)
         return ItemMap(pd.Series(np.arange(n_items, dtype=np.int32), self.vocabulary.ids.tolist(), name="ItemIdx"))
 
-    def _adjust_hidden(
-        self, n_valid: int, finished_mask: np.ndarray, valid_mask: np.ndarray, H: list[Tensor]
-    ) -> bool:
+    def _adjust_hidden(self, n_valid: int, finished_mask: np.ndarray, valid_mask: np.ndarray, H: list[Tensor]) -> bool:
         """Start new sessions in the hidden states H; return True if the epoch ends here. Called by `evaluation.py`.
 
         Args:
@@ -205,9 +203,17 @@ def batch_eval(
         RuntimeError: the model is not fitted yet, or `error_during_train` is True.
         ValueError: see `GRU4Rec.evaluate`.
     """
-    _require_trained(gru)
-    columns = {"item_key": item_key, "session_key": session_key, "time_key": time_key}
-    metrics = gru.evaluate(test_data, cutoffs=cutoff, ties=mode, batch_size=batch_size, **columns).metrics
+    require_trained(gru)
+    report = gru.evaluate(
+        test_data,
+        cutoffs=cutoff,
+        ties=mode,
+        batch_size=batch_size,
+        item_key=item_key,
+        session_key=session_key,
+        time_key=time_key,
+    )
+    metrics = report.metrics
     return {k: metrics[f"recall@{k}"] for k in cutoff}, {k: metrics[f"mrr@{k}"] for k in cutoff}
 
 
@@ -231,6 +237,6 @@ def load_official(path: str | os.PathLike[str], device: torch.device | str = "cp
     return GRU4Rec.load(path, device)
 
 
-def _require_trained(model: GRU4Rec) -> None:
+def require_trained(model: GRU4Rec) -> None:
     if model.error_during_train:
         raise RuntimeError("the training of this model has failed (error_during_train is True): call fit again")

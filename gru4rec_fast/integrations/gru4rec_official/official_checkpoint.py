@@ -100,12 +100,13 @@ def _convert_one_hot_layer(official: dict[str, Tensor]) -> dict[str, Tensor]:
     (1 - z) * h + z * n. Here it is z * h + (1 - z) * n, and 1 - sigmoid(a) = sigmoid(-a).
     """
 
-    def ordered(n: Tensor, r: Tensor, z: Tensor, dim: int) -> Tensor:
+    def reordered(gates: tuple[Tensor, ...], dim: int) -> Tensor:
+        n, r, z = gates
         return torch.cat([r, -z, n], dim)
 
-    r, z = official["GE.Wrz0"].chunk(2, 1)
+    hidden_gates = (official["GE.Wh0"], *official["GE.Wrz0"].chunk(2, 1))
     return {
-        "embedding.weight": ordered(*official["GE.Wx0.weight"].chunk(3, 1), 1),
-        "gru.layers.0.weight_hh": ordered(official["GE.Wh0"].T, r.T, z.T, 0),
-        "gru.layers.0.bias_ih": ordered(*official["GE.Bh0"].chunk(3), 0),
+        "embedding.weight": reordered(official["GE.Wx0.weight"].chunk(3, 1), 1),
+        "gru.layers.0.weight_hh": reordered(hidden_gates, 1).T.contiguous(),
+        "gru.layers.0.bias_ih": reordered(official["GE.Bh0"].chunk(3), 0),
     }

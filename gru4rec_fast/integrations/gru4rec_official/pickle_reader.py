@@ -108,7 +108,9 @@ class RecordingUnpickler(pickle.Unpickler):
         if name in _OFFICIAL_CLASSES:
             module = "official"
         elif name not in _KNOWN_NAMES.get(module, ()):
-            raise ModelFileError(f"the pickle refers to {module}.{name}, which no official model does; it is not loaded")
+            raise ModelFileError(
+                f"the pickle refers to {module}.{name}, which no official model does; it is not loaded"
+            )
         return type("Recorded", (Recorded,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -181,11 +183,11 @@ def _print_safetensors(archive: zipfile.ZipFile, tensors: dict[str, Tensor], out
 
 
 def _tensors(model: Any, folder: str) -> dict[str, Tensor]:
-    """Return what is read of a model.
+    """Return the tensors that are read of a model.
 
-    "attributes": a JSON object of the model's attributes that are numbers, texts and lists of integers. "weights.<name>": parameters of
-    its network. "ids", or "utf8" and "offsets": the item ids in index order (`Vocabulary.to_arrays`). "events": the
-    index of the item of each training event.
+    "attributes": a JSON object (UTF-8) with the attributes of the model that are numbers, texts or lists of integers.
+    "weights.<name>": the parameters of the network. "ids", or "utf8" and "offsets": the item ids in the order of their
+    indices, see `Vocabulary.to_arrays`. "events": the item index of each training event.
     """
     attributes = _state(model, "GRU4Rec")
     iterator = _state(attributes.get("data_iterator"), "SessionDataIterator")
@@ -228,10 +230,14 @@ def _weight(parameter: Any, name: str, folder: str) -> Tensor:
     storage, offset, shape, strides = _arguments(tensor, "torch._utils._rebuild_tensor_v2", name)[:4]
     if not isinstance(storage, Storage) or storage.type not in _WEIGHT_TYPES:
         raise ModelFileError(f"{name} is neither float32 nor float64")
+    if not all(type(size) is int and size >= 0 for size in (offset, *shape)):
+        raise ModelFileError(f"{name} has no valid shape")
     if strides != tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape))):
         raise ModelFileError(f"{name} is not contiguous")
     dtype, itemsize = _WEIGHT_TYPES[storage.type]
-    return Tensor(dtype, shape, math.prod(shape) * itemsize, file=f"{folder}data/{storage.key}", offset=offset * itemsize)
+    return Tensor(
+        dtype, shape, math.prod(shape) * itemsize, file=f"{folder}data/{storage.key}", offset=offset * itemsize
+    )
 
 
 def _item_ids(series: Any) -> dict[str, Tensor]:
