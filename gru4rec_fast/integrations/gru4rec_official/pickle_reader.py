@@ -27,7 +27,7 @@ _COPIED_BYTES = 1 << 20  # bytes of a tensor that are copied at a time
 
 # Classes of the official code, which may be in any module: users copy and rename its files.
 _OFFICIAL_CLASSES = {"GRU4Rec", "GRU4RecModel", "GRUEmbedding", "SessionDataIterator", "SampleCache"}
-# Names in an official model by module, as written by pandas 1.3 to 3 and by torch from version 1.6 on.
+# Names in an official model by module, as written by pandas 1.5 to 3 and by torch from version 1.6 on.
 _KNOWN_NAMES = {
     "_codecs": {"encode"},
     "builtins": {"bytearray", "getattr", "set", "slice"},
@@ -35,7 +35,8 @@ _KNOWN_NAMES = {
     "numpy": {"dtype", "ndarray"},
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
     "pandas": {"Index", "Series", "StringDtype"},
-    "pandas.arrays": {"ArrowStringArray"},
+    "pandas._libs.arrays": {"__pyx_unpickle_NDArrayBacked"},
+    "pandas.arrays": {"ArrowStringArray", "StringArray"},
     "pandas.core.indexes.base": {"Index", "_new_Index"},
     "pandas.core.indexes.numeric": {"Int64Index"},
     "pandas.core.internals.managers": {"SingleBlockManager"},
@@ -250,6 +251,8 @@ def _item_ids(series: Any) -> dict[str, Tensor]:
     if ids.name == "pandas.arrays.ArrowStringArray":
         tensors = _arrow_strings(ids)
     else:
+        if ids.name == "pandas._libs.arrays.__pyx_unpickle_NDArrayBacked":  # strings of pandas 3 without pyarrow
+            _, ids = ids.state
         _, _, dtype, _, content = ids.state
         tensors = _strings(content) if dtype.arguments[0] == "O8" else {"ids": _integers(ids, "the item ids")[0]}
     n_ids = next(reversed(tensors.values())).shape[0] - ("offsets" in tensors)
