@@ -61,11 +61,17 @@ class OfficialGRU4Rec:
 
     def fit(self, estimator: Any, log: pd.DataFrame, **arguments: Any) -> None:
         """Call the official `fit` with the patched torch.tensor."""
+        with quiet(), self.patched_torch():
+            estimator.fit(log, **arguments)
+
+    @contextlib.contextmanager
+    def patched_torch(self) -> Iterator[None]:
+        """Give the official code a torch.tensor that accepts a pandas Series."""
         patched_torch = types.ModuleType("torch")
         patched_torch.__dict__.update(torch.__dict__)
         patched_torch.tensor = lambda data, **k: torch.tensor(data.values if isinstance(data, pd.Series) else data, **k)  # type: ignore[attr-defined]
-        with quiet(), mock.patch.object(self.code, "torch", patched_torch):
-            estimator.fit(log, **arguments)
+        with mock.patch.object(self.code, "torch", patched_torch):
+            yield
 
     def training(self, log: pd.DataFrame, **parameters: Any) -> Callable[[int], float]:
         """Return a function that trains n mini-batches in the official `fit` and returns the seconds per mini-batch.
