@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,13 @@ except ImportError as error:
 
 from gru4rec_fast import _version
 from gru4rec_fast._atomic_writes import explain_disk_full, replace_file
-from gru4rec_fast.data import Vocabulary
 from gru4rec_fast.models import GraphRecommender, GRU4Rec
 from gru4rec_fast.nn import SessionNetwork
 
 _OPSET, _IR_VERSION = 17, 8  # of ONNX 1.12 (2022), so that older runtimes read the files
 _MAX_FILE_BYTES = 1 << 30  # protobuf allows 2 GiB in a file; from here on, the weights are in a second file
-_TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "float"}
 
-# The constants of the graphs below, by name.
-_Constants = dict[str, np.ndarray]
+_Constants = dict[str, np.ndarray]  # the constants of an ONNX graph by name
 
 
 def export(
@@ -60,49 +58,40 @@ def export(
     Raises:
         TypeError: another kind of model. ValueError: k out of range. RuntimeError: the model is not fitted.
     """
-    metadata: dict[str, Vocabulary] = {}
+    ids: dict[str, Any] = {}
     if isinstance(model, GraphRecommender):
-        users, items = model.embeddings()
+        text, constants = _graph_model(*model.embeddings(), k)
         assert model.graph is not None
-        metadata = {"user_ids": model.graph.users, "item_ids": model.graph.items}
-        text, constants = _graph_model(users, items, _checked(k, len(items)))
-    elif isinstance(model, GRU4Rec | SessionNetwork):
-        network = model
-        if isinstance(model, GRU4Rec):
-            network = model._fitted_network()
-            assert model.vocabulary is not None
-            metadata = {"item_ids": model.vocabulary}
-        text, constants = _session_model(network, _checked(k, network.n_items))
+        ids = {"user_ids": model.graph.users, "item_ids": model.graph.items}
+    elif isinstance(model, GRU4Rec):
+        text, constants = _session_model(model._fitted_network(), k)
+        ids = {"item_ids": model.vocabulary}
+    elif isinstance(model, SessionNetwork):
+        text, constants = _session_model(model, k)
     else:
         raise TypeError(f"model: a GRU4Rec, NGCF, LightGCN or SessionNetwork is needed, not {type(model).__name__}")
     proto = parser.parse_model(f'<ir_version: {_IR_VERSION}, opset_import: ["": {_OPSET}]>\n{text}')
     proto.producer_name, proto.producer_version = "gru4rec_fast", _version.__version__
-    onnx.helper.set_model_props(proto, {name: json.dumps(ids.ids.tolist()) for name, ids in metadata.items()})
+    onnx.helper.set_model_props(proto, {name: json.dumps(vocabulary.ids.tolist()) for name, vocabulary in ids.items()})
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
     _save(proto, Path(path))
 
 
-def _checked(k: int | None, n_items: int) -> int | None:
-    if k is not None and not 1 <= k <= n_items:
-        raise ValueError(f"k={k}: choose 1 to {n_items}, the number of items")
-    return k
-
-
 def _session_model(network: SessionNetwork, k: int | None) -> tuple[str, _Constants]:
     """Return the ONNX graph of a network as text, and its constants. The input is [T, B], T steps of B sessions."""
-    layers, dtype = list(network.gru.layers), _TYPES[network.output_weight.dtype]
+    layers: list[Any] = list(network.gru.layers)
+    dtype = _type(network.output_weight)
     states = [f"{dtype}[B, {layer.hidden_size}]" for layer in layers]
     constants = {
         "table": _array(network.output_weight),
         "bias": _array(network.output_bias),
         "zero": _array(network.output_bias.new_zeros(())),
         "first_item": np.array(0),
-        "lane_axis": np.array([2]),
+        "last_axis": np.array([2]),
     }
-    input_table = "table"
-    if network.embedding_mode != "constrained":
-        input_table = "embedding"
-        constants[input_table] = _array(network.embedding.weight)
+    input_table = "table" if network.embedding_mode == "constrained" else "embedding"
+    if input_table == "embedding":
+        constants["embedding"] = _array(network.embedding.weight)
     body = ""
     for i, layer in enumerate(layers):
         bias = f"bias_ih_{i}"
@@ -125,16 +114,16 @@ def _session_model(network: SessionNetwork, k: int | None) -> tuple[str, _Consta
                     h = Add (n, z_s_n)
                     new_state = Where (live_t, h, s)
                     output = Identity (new_state)
-                }}> (state_{i}, gates_{i}, lane_reset, live)
+                }}> (state_{i}, gates_{i}, reset_column, live)
             """
-    result, outputs = _outputs("scores", dtype, network.n_items, k, constants)
+    result, outputs = _outputs(dtype, network.n_items, k, constants)
     state_inputs = ", ".join(f"{state} state_{i}" for i, state in enumerate(states))
     state_outputs = ", ".join(f"{state} new_state_{i}" for i, state in enumerate(states))
     text = f"""
         gru4rec (int64[T, B] items, bool[T, B] reset, {state_inputs}) => ({outputs}, {state_outputs}) {{
             has_item = GreaterOrEqual (items, first_item)
-            live = Unsqueeze (has_item, lane_axis)
-            lane_reset = Unsqueeze (reset, lane_axis)
+            live = Unsqueeze (has_item, last_axis)
+            reset_column = Unsqueeze (reset, last_axis)
             rows = Max (items, first_item)
             x_0 = Gather ({input_table}, rows)
             {body}
@@ -179,19 +168,19 @@ def _gru_step(i: int, form: str, weight_hh: Tensor, bias_hh: Tensor | None) -> t
 
 def _graph_model(users: Tensor, items: Tensor, k: int | None) -> tuple[str, _Constants]:
     """Return the ONNX graph of a model with scores users @ items.T as text, and its constants."""
-    dtype = _TYPES[items.dtype]
-    minus_infinity = _array(items.new_full((), -torch.inf))
     constants = {
         "user_table": _array(users),
         "item_table": _array(items),
         "zero": np.array(0),
         "out_of_range": np.array(len(users)),  # Gather fails, while it takes -1 for the last user
-        "minus_infinity": minus_infinity,
+        "minus_infinity": _array(items.new_full((), -torch.inf)),
+        # ScatterElements takes -1 for the last column, so it gets an additional column.
         "one_column": np.array([0, 0, 0, 1]),
+        "first": np.array([0]),
+        "end": np.array([len(items)]),
+        "item_axis": np.array([1]),
     }
-    # The additional column is the one that the index -1 of `exclude` refers to.
-    result, outputs = _outputs("scores", dtype, len(items), k, constants)
-    constants |= {"first": np.array([0]), "last": np.array([len(items)]), "item_axis": np.array([1])}
+    result, outputs = _outputs(_type(items), len(items), k, constants)
     text = f"""
         graph_recommender (int64[B] users, int64[B, M] exclude) => ({outputs}) {{
             is_negative = Less (users, zero)
@@ -202,29 +191,36 @@ def _graph_model(users: Tensor, items: Tensor, k: int | None) -> tuple[str, _Con
             exclude_shape = Shape (exclude)
             replacements = Expand (minus_infinity, exclude_shape)
             masked = ScatterElements <axis = 1> (widened, exclude, replacements)
-            scores = Slice (masked, first, last, item_axis)
+            scores = Slice (masked, first, end, item_axis)
             {result}
         }}"""
     return text, constants
 
 
-def _outputs(scores: str, dtype: str, n_items: int, k: int | None, constants: _Constants) -> tuple[str, str]:
-    """Return ONNX nodes that follow the scores [B, n_items], and the declarations of the outputs; add constants."""
+def _outputs(dtype: str, n_items: int, k: int | None, constants: _Constants) -> tuple[str, str]:
+    """Return ONNX nodes that follow `scores` [B, n_items], and the declarations of the outputs; add constants."""
     if k is None:
-        return "", f"{dtype}[B, {n_items}] {scores}"
+        return "", f"{dtype}[B, {n_items}] scores"
+    if not 1 <= k <= n_items:
+        raise ValueError(f"k={k}: choose 1 to {n_items}, the number of items")
     constants |= {"k": np.array([k]), "no_item": np.array(-1)}
-    nodes = f"""
-        top_scores, best = TopK <axis = 1> ({scores}, k)
-        is_infinite = IsInf <detect_positive = 0> (top_scores)
-        top_items = Where (is_infinite, no_item, best)
+    nodes = """
+        top_scores, best = TopK <axis = 1> (scores, k)
+        is_excluded = IsInf <detect_positive = 0> (top_scores)
+        top_items = Where (is_excluded, no_item, best)
         """
     return nodes, f"{dtype}[B, {k}] top_scores, int64[B, {k}] top_items"
 
 
+def _type(tensor: Tensor) -> str:
+    """Return the ONNX type of `_array(tensor)`."""
+    return "double" if tensor.dtype == torch.float64 else "float"
+
+
 def _array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as a contiguous NumPy array; bfloat16, which NumPy lacks, as float32."""
+    """Return a tensor as a contiguous NumPy array of float64 if it has this dtype, else of float32."""
     tensor = tensor.detach().cpu()
-    return np.ascontiguousarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    return np.ascontiguousarray((tensor if tensor.dtype == torch.float64 else tensor.float()).numpy())
 
 
 def _save(proto: onnx.ModelProto, path: Path) -> None:
