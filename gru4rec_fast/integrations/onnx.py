@@ -33,7 +33,7 @@ def export(
 ) -> None:
     """Write a trained model to an ONNX file that computes the scores of all items, or the k best items.
 
-    GRU4Rec and SessionNetwork; T >= 1 and B vary from call to call:
+    GRU4Rec and SessionNetwork; T and B, at least 1, vary from call to call:
         inputs: `items` int64 [T, B], item indices of B sessions, one step per row, -1 where a session has no item;
             `reset` bool [T, B], True sets the state of a session to zero before a step; `state_0`, `state_1` ...
             [B, H], the hidden state of each layer, zeros for a new session.
@@ -41,7 +41,7 @@ def export(
             (int64) [B, k], best first, of equal scores the smaller index first; `new_state_0` ... [B, H], the states
             for the next call. A step without an item leaves the state as it is.
 
-    NGCF and LightGCN; B and M vary from call to call:
+    NGCF and LightGCN; B and M vary from call to call, and M may be 0:
         inputs: `users` int64 [B], user indices; `exclude` int64 [B, M], item indices that get the score -inf, such as
             those the user already has; -1 fills shorter rows.
         outputs: as above, without states. If fewer than k items are left, the rest of `top_items` is -1.

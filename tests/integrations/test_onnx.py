@@ -102,7 +102,7 @@ def test_sizes_that_vary(tmp_path: Path) -> None:
     network = SessionNetwork(N_ITEMS, [6])
     export(network, tmp_path / "network.onnx", k=3)
     runtime = runtime_of(tmp_path / "network.onnx")
-    for steps, sessions in ((1, 1), (4, 2), (1, 0)):
+    for steps, sessions in ((1, 1), (4, 2), (2, 5)):
         items = torch.zeros(steps, sessions, dtype=torch.int64)
         inputs = session_inputs(items, items > 0, network.initial_state(sessions))
         assert [output.shape for output in runtime.run(None, inputs)] == [(sessions, 3), (sessions, 3), (sessions, 6)]
