@@ -5,8 +5,8 @@
 
     run_recbole(model="FastLightGCN", dataset="ml-100k")
 
-Each model is a subclass of RecBole's model, with its configuration keys, defaults, initial weights and state dict. RecBole
-1.2.1 needs an environment of its own, see docs/integrations/recbole.md.
+Each model is a subclass of RecBole's model, with its configuration keys, defaults, initial weights and state dict.
+RecBole 1.2.1 needs an environment of its own, see docs/integrations/recbole.md.
 """
 
 from __future__ import annotations
@@ -152,10 +152,10 @@ class FastNGCF(_GraphModel, NGCF):
 class SessionGRU4Rec(GRU4Rec):
     """RecBole's GRU4Rec, trained on whole sequences instead of on each prefix of each sequence.
 
-    RecBole trains on a row for each event, which has the last MAX_ITEM_LIST_LENGTH events before it, so it computes the
-    GRU once for each row. Here a mini-batch has MAX_ITEM_LIST_LENGTH steps of train_batch_size / MAX_ITEM_LIST_LENGTH
-    sequences (lanes), so it has as many targets as RecBole's, and the GRU is computed once for each event. Hidden states
-    pass from one mini-batch to the next, without gradient. Evaluation is RecBole's.
+    RecBole trains on a row for each event, which has the last MAX_ITEM_LIST_LENGTH events before it. So the GRU computes
+    an event again for each of the following rows. Here a mini-batch has MAX_ITEM_LIST_LENGTH steps of
+    train_batch_size / MAX_ITEM_LIST_LENGTH sequences (lanes): as many targets as RecBole's, but each event is computed
+    once. Hidden states pass from one mini-batch to the next, without gradient. Evaluation is RecBole's.
 
     Configuration keys, with the defaults of GRU4Rec: embedding_size, hidden_size, num_layers, dropout_prob, loss_type.
     With loss_type BPR it trains on RecBole's rows and negatives, exactly as GRU4Rec does.
