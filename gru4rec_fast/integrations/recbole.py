@@ -30,6 +30,7 @@ try:
     import recbole.trainer
     from recbole.config import Config
     from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import GeneralRecommender
     from recbole.model.general_recommender.lightgcn import LightGCN
     from recbole.model.general_recommender.ngcf import NGCF
     from recbole.model.sequential_recommender.gru4rec import GRU4Rec
@@ -41,14 +42,14 @@ except ImportError as error:
 State = list[Tensor]  # hidden states [B, H] of the layers, first layer first
 
 
-class _GraphModel:
-    """Replaces the propagation and the loss of a graph model of RecBole, of which the subclass is a subclass, too.
+class _GraphModel(GeneralRecommender):
+    """Replaces the propagation and the loss of a graph model of RecBole, which is the other base of a subclass.
 
     The last layer is computed only for the nodes of the mini-batch.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)  # type: ignore[call-arg]
+        super().__init__(config, dataset)
         matrix = self.interaction_matrix
         # With the padding user 0 and the padding item 0, so that RecBole's indices are node indices.
         graph = InteractionGraph.from_arrays(matrix.row, matrix.col, n_users=self.n_users, n_items=self.n_items)
@@ -152,8 +153,8 @@ class FastNGCF(_GraphModel, NGCF):
 class SessionGRU4Rec(GRU4Rec):
     """RecBole's GRU4Rec, trained on whole sequences instead of on each prefix of each sequence.
 
-    RecBole trains on a row for each event, which has the last MAX_ITEM_LIST_LENGTH events before it. So the GRU computes
-    an event again for each of the following rows. Here a mini-batch has MAX_ITEM_LIST_LENGTH steps of
+    RecBole trains on a row for each event, which has the last MAX_ITEM_LIST_LENGTH events before it. So the GRU
+    computes an event again for each of the following rows. Here a mini-batch has MAX_ITEM_LIST_LENGTH steps of
     train_batch_size / MAX_ITEM_LIST_LENGTH sequences (lanes): as many targets as RecBole's, but each event is computed
     once. Hidden states pass from one mini-batch to the next, without gradient. Evaluation is RecBole's.
 
