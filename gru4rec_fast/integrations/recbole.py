@@ -167,7 +167,9 @@ class SessionGRU4Rec(GRU4Rec):
         return [self.dense.weight.new_zeros(lanes, self.hidden_size) for _ in range(self.num_layers)]
 
     def session_loss(self, block: Any, state: State) -> tuple[Tensor, State]:
-        """Return the cross-entropy of a block of T steps of B lanes, a scalar, and the states after it.
+        """Return the sum of the cross-entropies of T steps of B lanes, divided by T B, and the states after the steps.
+
+        The divisor is the same where some lanes have no sequence left, so that every event has the same weight.
 
         Args:
             block: with the entries `inputs` and `targets`, int64 [T, B], items of a store that `store_from` made, -1
@@ -184,7 +186,8 @@ class SessionGRU4Rec(GRU4Rec):
             new_state.append(hidden[-1].detach())
         live = block["targets"] >= 0
         scores = F.linear(self.dense(hidden[live]), self.item_embedding.weight)
-        return self.loss_fct(scores, block["targets"][live] + 1), new_state
+        total = F.cross_entropy(scores, block["targets"][live] + 1, reduction="sum")
+        return total / live.numel(), new_state
 
 
 class SessionGRU4RecTrainer(recbole.trainer.Trainer):
