@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -57,7 +58,7 @@ def test_a_loaded_state_continues_within_the_epoch(fused: bool, calls: int) -> N
         first.runner.run_updates(4)
     state = first.runner.state_dict()
     for name in ("network", "optimizer"):
-        getattr(second, name).load_state_dict(getattr(first, name).state_dict())
+        getattr(second, name).load_state_dict(copy.deepcopy(getattr(first, name).state_dict()))
     first.runner.run_updates()
     second.runner.load_state_dict(state)
     assert second.runner.run_updates().finished

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.evaluation import evaluate_sessions
@@ -71,7 +72,8 @@ class GRU4RecModule(pl.LightningModule):
         network: the `SessionNetwork`. `GRU4Rec.from_network` makes an estimator of it.
         runner: the `SessionEpochRunner` that trains the network; `runner.position` says how far the training has come.
 
-    Methods that a subclass may override: `configure_optimizers`, to train with another optimizer or schedulers.
+    A subclass may override `configure_optimizers`, to train with another optimizer or other schedulers. They are stepped
+    after every epoch, or with interval "step" after every update; ReduceLROnPlateau monitors the parameter `monitor`.
 
     Raises:
         ValueError: a value is out of range, or the validation sessions have another vocabulary.
@@ -127,7 +129,6 @@ class GRU4RecModule(pl.LightningModule):
         config = {
             "scheduler": schedule.scheduler,
             "interval": "step" if schedule.per_update else "epoch",
-            "monitor": self.monitor,
             "frequency": (self.trainer.check_val_every_n_epoch or 1)
             if schedule.monitors_metric and is_validated
             else 1,
@@ -212,19 +213,23 @@ class GRU4RecModule(pl.LightningModule):
                 else f"GRU4RecModule: autograd trains, not the fused step: {reason}"
             )
 
-    def _step_schedulers(self, are_plateau: bool) -> None:
+    def _step_schedulers(self, *, are_plateau: bool) -> None:
         """Step the schedulers with interval "epoch", which Lightning does not do with manual optimization."""
         for config in self.trainer.lr_scheduler_configs:
             is_due = config.interval == "epoch" and (self.current_epoch + 1) % config.frequency == 0
-            if is_due and config.reduce_on_plateau == are_plateau:
-                monitored = self.trainer.callback_metrics.get(config.monitor) if are_plateau else None
-                if are_plateau and monitored is None:
-                    # Metrics are not in a checkpoint, so they are missing if it was saved at the end of an epoch.
-                    if self.trainer.fit_loop.restarting:
-                        continue
-                    names = ", ".join(self.trainer.callback_metrics)
-                    raise ValueError(f"the scheduler monitors {config.monitor!r}, which was not logged: choose {names}")
+            if not is_due or _is_plateau(config) != are_plateau:
+                continue
+            monitored = self.trainer.callback_metrics.get(self.monitor) if are_plateau else None
+            if not are_plateau or monitored is not None:
                 self.lr_scheduler_step(config.scheduler, monitored)
+            elif not self.trainer.fit_loop.restarting:  # Lightning saves no metrics in a checkpoint
+                names = ", ".join(self.trainer.callback_metrics)
+                raise ValueError(f"the scheduler monitors {self.monitor!r}, which was not logged: choose {names}")
+
+
+def _is_plateau(config: Any) -> bool:
+    """Return whether the scheduler monitors a metric. With manual optimization, Lightning does not look at it."""
+    return isinstance(config.scheduler, ReduceLROnPlateau)
 
 
 class _UpdateSchedules:
@@ -236,7 +241,7 @@ class _UpdateSchedules:
     def __init__(self, module: GRU4RecModule) -> None:
         self._module = module
         self._configs = [config for config in module.trainer.lr_scheduler_configs if config.interval == "step"]
-        if any(config.reduce_on_plateau for config in self._configs):
+        if any(map(_is_plateau, self._configs)):
             raise ValueError("a scheduler that monitors a metric needs interval='epoch'")
         self.per_update = bool(self._configs)
 

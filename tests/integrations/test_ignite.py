@@ -45,8 +45,10 @@ def state_of(trainer: Any) -> dict[str, Any]:
     {}, {"accumulate": 3, "bptt": 2}, {"shuffle": True}, {"lr_scheduler": "cosine", "n_epochs": 3}, {"fused": False},
 ], ids=str)  # fmt: skip
 def test_training_ends_with_the_weights_of_fit(changed: dict[str, Any]) -> None:
-    trainer, outputs = make_trainer(**changed), []
+    trainer, outputs, rates = make_trainer(**changed), [], []
+    group = trainer.runner.optimizer.param_groups[0]
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: outputs.append(trainer.state.output))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: rates.append(group["lr"]))
     trainer.run(max_epochs=3)
     expected = GRU4Rec(**PARAMETERS | changed | {"n_epochs": 3}).fit(STORE, progress=False)
     assert torch.equal(weights(trainer.network), weights(expected.network))
@@ -54,7 +56,7 @@ def test_training_ends_with_the_weights_of_fit(changed: dict[str, Any]) -> None:
     assert trainer.state.metrics["loss"] == pytest.approx(last["loss"])
     assert trainer.state.metrics["events"] == last["events"] == STORE.n_targets
     assert sum(output["events"] for output in outputs) == 3 * STORE.n_targets
-    assert trainer.runner.optimizer.param_groups[0]["lr"] == last["learning_rate"]
+    assert rates[-1] == last["learning_rate"]
 
 
 def test_an_iteration_is_a_group_of_updates() -> None:
@@ -140,4 +142,5 @@ def test_the_examples_on_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         assert len(code.splitlines()) < 40
         exec(compile(code, "ignite.md", "exec"), namespace)
         epochs.append(namespace["trainer"].state.epoch)
-    assert epochs == [5, 7] and namespace["evaluator"].state.metrics["recall@20"] > 0.9  # a random order has 20/30
+    assert epochs[0] <= 5 and epochs[1] == 7  # the first training may stop early
+    assert namespace["evaluator"].state.metrics["recall@20"] > 0.9  # a random order has 20/30
