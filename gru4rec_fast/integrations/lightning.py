@@ -72,8 +72,9 @@ class GRU4RecModule(pl.LightningModule):
         network: the `SessionNetwork`. `GRU4Rec.from_network` makes an estimator of it.
         runner: the `SessionEpochRunner` that trains the network; `runner.position` says how far the training has come.
 
-    A subclass may override `configure_optimizers`, to train with another optimizer or other schedulers. They are stepped
-    after every epoch, or with interval "step" after every update; ReduceLROnPlateau monitors the parameter `monitor`.
+    A subclass may override `configure_optimizers`, to train with another optimizer or other schedulers. A scheduler is
+    stepped after every epoch, or with interval "step" after every update. ReduceLROnPlateau monitors what the parameter
+    `monitor` names.
 
     Raises:
         ValueError: a value is out of range, or the validation sessions have another vocabulary.
