@@ -106,8 +106,11 @@ def open_graph(
     return InteractionGraph.from_table(data, user_key=user_key, item_key=item_key, like=like)
 
 
-def build_session_network(p: GRU4RecParameters, n_items: int) -> SessionNetwork:
-    """Return the network of GRU4Rec with its initial weights, on the device of the parameters."""
+def build_session_network(p: GRU4RecParameters, n_items: int, *, sparse: bool = True) -> SessionNetwork:
+    """Return the network of GRU4Rec with its initial weights, on the device of the parameters.
+
+    sparse: whether autograd computes sparse gradients of the tables.
+    """
     return SessionNetwork(
         n_items,
         list(p.layers),
@@ -116,7 +119,7 @@ def build_session_network(p: GRU4RecParameters, n_items: int) -> SessionNetwork:
         gru_form=p.gru_form,
         dropout_p_embed=p.dropout_p_embed,
         dropout_p_hidden=p.dropout_p_hidden,
-        sparse=True,
+        sparse=sparse,
         seed=p.seed,
         impl=p.impl,
         dtype=getattr(torch, p.dtype),
@@ -140,7 +143,7 @@ def parameters_of_network(network: SessionNetwork) -> dict[str, Any]:
     }
 
 
-def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
+def build_criterion(p: GRU4RecParameters, support: Tensor, *, sparse: bool = True) -> SampledLoss:
     """Return the loss of GRU4Rec; `support` int64 [n_items] is the number of occurrences of each item in training."""
     return SampledLoss(
         p.loss,
@@ -152,10 +155,15 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
         sample_alpha=p.sample_alpha,
         support=support.clamp(min=1),  # otherwise log q = -inf for an item without occurrences
         mask_accidental_hits=p.mask_accidental_hits,
-        sparse=True,
+        sparse=sparse,
         impl=p.impl,
         dtype=getattr(torch, p.dtype),
     )
+
+
+def build_session_optimizer(p: GRU4RecParameters, network: SessionNetwork) -> SparseAdagrad:
+    """Return the optimizer of GRU4Rec for the parameters of the network."""
+    return SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl)
 
 
 def build_session_runner(
@@ -163,22 +171,26 @@ def build_session_runner(
     network: SessionNetwork,
     store: SessionStore,
     *,
+    optimizer: Optimizer | None = None,
     has_validation: bool = False,
     memory: MemoryRecord = NULL_RECORD,
 ) -> SessionEpochRunner:
     """Return the runner that trains `network` on `store`; `has_validation`: whether there is validation data.
 
-    A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel.
+    A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel. If `optimizer` is
+    None, it is that of the parameters.
     """
     device, seed = find_device(p.device), network.seed if p.seed is None else p.seed
     support = torch.from_numpy(np.array(store.support))
-    optimizer = SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl)
+    optimizer = optimizer or build_session_optimizer(p, network)
     # The negatives of a lane are the sampled items and the targets of the other lanes. There must be at least one.
     min_live = 1 if p.n_sample else 2
+    loader = SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, seed, min_live=min_live, impl=p.impl)
+    loader.seed_was_drawn = p.seed is None  # by the network; a training that is resumed takes the saved seed
     return SessionEpochRunner(
         network,
-        SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, seed, min_live=min_live, impl=p.impl),
-        criterion=build_criterion(p, support).to(device),
+        loader,
+        criterion=build_criterion(p, support, sparse=network.output.sparse).to(device),
         optimizer=optimizer,
         sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,
         n_sample=p.n_sample,
