@@ -52,6 +52,7 @@ class PackageRun:
             gru_form="reset_after" if reset_after else "reset_before",
             dropout_p_embed=options.dropout.embed,
             dropout_p_hidden=options.dropout.hidden,
+            sparse=True,
             seed=options.dropout.seed,
             dtype=dtype,
             impl=impl,
@@ -66,6 +67,7 @@ class PackageRun:
             sample_alpha=options.sample_alpha,
             support=None if support is None else torch.from_numpy(support),
             mask_accidental_hits=options.mask_accidental_hits,
+            sparse=True,
             dtype=dtype,
             impl=impl,
         )

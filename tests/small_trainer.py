@@ -71,7 +71,7 @@ def make_trainer(
     scheduler, scheduler_options = (arguments.pop(f"lr_scheduler{suffix}", None) for suffix in ("", "_options"))
     network = SessionNetwork(
         store.n_items, list(layers), embedding=embedding, embedding_dim=7, seed=3,
-        dropout_p_embed=dropout, dropout_p_hidden=dropout, dtype=dtype,
+        dropout_p_embed=dropout, dropout_p_hidden=dropout, sparse=True, dtype=dtype,
     )  # fmt: skip
     loader = SessionParallelLoader(store, lanes, bptt, shuffle=shuffle, seed=3, min_live=1 if n_sample else 2)
     support = torch.from_numpy(store.support)
@@ -85,7 +85,7 @@ def make_trainer(
     runner = SessionEpochRunner(
         network,
         loader,
-        criterion=SampledLoss(batch_size=lanes, logq=1.0, support=support, dtype=dtype),
+        criterion=SampledLoss(batch_size=lanes, logq=1.0, support=support, sparse=True, dtype=dtype),
         optimizer=optimizer,
         n_sample=n_sample,
         schedule=schedule,

@@ -69,13 +69,13 @@ class TrainingSetup:
         self.network = SessionNetwork(
             STORE.n_items, options["layers"], embedding=options["embedding"], embedding_dim=5, seed=3,
             gru_form=options["form"], dropout_p_embed=options["dropout"], dropout_p_hidden=options["dropout"],
-            dtype=options["dtype"], impl=impl_of("dropout", impl),
+            sparse=True, dtype=options["dtype"], impl=impl_of("dropout", impl),
         )  # fmt: skip
         for layer in self.network.gru.layers:
             layer.impl = impl_of("gru", impl)
         loss = {name: options[name] for name in ("loss", "elu_param", "bpreg", "logq", "mask_accidental_hits")}
         self.criterion = SampledLoss(
-            **loss, batch_size=lanes, sample_alpha=0.5, support=SUPPORT, dtype=options["dtype"],
+            **loss, batch_size=lanes, sample_alpha=0.5, support=SUPPORT, sparse=True, dtype=options["dtype"],
             impl=impl_of("sampled_loss", impl),
         )  # fmt: skip
         self.optimizer = SparseAdagrad(

@@ -154,11 +154,11 @@ def make_modules(
     layers: list[int] | None = None, exact_in_bf16: bool = False, **changed: Any
 ) -> tuple[SessionNetwork, SampledLoss, SparseAdagrad]:
     """Return a network, a loss and an optimizer. With `exact_in_bf16`, bfloat16 can represent all weights."""
-    network = SessionNetwork(40, layers or [8], **{"seed": 0, **changed})
+    network = SessionNetwork(40, layers or [8], **{"seed": 0, "sparse": True, **changed})
     if exact_in_bf16:
         for parameter in network.parameters():
             parameter.data = (8 * parameter.data).bfloat16().float()
-    return network, SampledLoss(batch_size=4), SparseAdagrad(network.parameters(), 0.1)
+    return network, SampledLoss(batch_size=4, sparse=True), SparseAdagrad(network.parameters(), 0.1)
 
 
 class _Subclass(SessionNetwork):

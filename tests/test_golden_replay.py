@@ -33,6 +33,7 @@ def make_network(run: GoldenRun, impl: str = "auto") -> SessionNetwork:
         config["layers"],
         embedding=run.embedding_mode,
         embedding_dim=config.get("embedding", 0),
+        sparse=True,
         dtype=torch.float64,
         impl=impl,
     )
@@ -118,6 +119,7 @@ def replay(run: GoldenRun, training_impl: str) -> None:
         logq=config.get("logq", 0.0),
         sample_alpha=config["sample_alpha"],
         support=torch.from_numpy(run.support),
+        sparse=True,
         dtype=torch.float64,
         impl=impl,
     )

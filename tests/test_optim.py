@@ -33,7 +33,7 @@ def train(make: Callable[..., torch.optim.Optimizer], indices: list[torch.Tensor
     optimizer = make([table])
     for index in indices:
         target = torch.randn(len(index), 3, generator=generator, dtype=torch.float64)
-        rows = gather_rows(table, index) if sparse else table.index_select(0, index)
+        rows = gather_rows(table, index, sparse=True) if sparse else table.index_select(0, index)
         optimizer.zero_grad()
         (rows - target).square().sum().backward()
         assert table.grad is not None and table.grad.is_sparse == sparse
@@ -81,7 +81,7 @@ def test_momentum_may_be_set_during_training() -> None:
             with_momentum.param_groups[0]["momentum"] = 0.5
         for parameter, optimizer in zip(parameters, (with_momentum, without_momentum), strict=True):
             optimizer.zero_grad()
-            gather_rows(parameter, torch.tensor([1])).sum().backward()
+            gather_rows(parameter, torch.tensor([1]), sparse=True).sum().backward()
             optimizer.step()
         assert torch.equal(*parameters) == (step < 2)  # at step 1 the velocity is still zero
 
@@ -96,7 +96,7 @@ def test_a_loaded_state_dict_continues_the_training(name: str, tmp_path) -> None
     def step_both(grad: int) -> None:
         for parameter, optimizer in zip(parameters, optimizers, strict=True):
             optimizer.zero_grad()
-            gather_rows(parameter, torch.tensor([1, 3])).mul(grad).sum().backward()
+            gather_rows(parameter, torch.tensor([1, 3]), sparse=True).mul(grad).sum().backward()
             optimizer.step()
 
     for grad in (1, -2):
@@ -156,7 +156,7 @@ def test_weight_decay_and_maximize_equal_torch(sparse: bool, impl: str) -> None:
 def test_weight_decay_with_a_sparse_gradient_changes_only_its_rows(impl: str) -> None:
     table = torch.nn.Parameter(torch.ones(4, 2))
     optimizer = SparseAdagrad([table], lr=0.5, eps=0.0, weight_decay=0.25, impl=impl)
-    (gather_rows(table, torch.tensor([1, 1, 3])) * 0).sum().backward()
+    (gather_rows(table, torch.tensor([1, 1, 3]), sparse=True) * 0).sum().backward()
     optimizer.step()
     assert optimizer.state[table]["accumulator"][1].tolist() == [0.25**2] * 2  # row 1 decays once
     assert table[:, 0].tolist() == [1, 0.5, 1, 0.5]
@@ -184,7 +184,8 @@ def test_a_state_dict_without_weight_decay_can_be_loaded(optimizer: Callable[...
 def test_clipping_equals_that_of_the_same_dense_gradients(norm_type: float, max_norm: float) -> None:
     table, bias, unused = (torch.nn.Parameter(torch.ones(5, 2)) for _ in range(3))
     (
-        (gather_rows(table, torch.tensor([3, 0, 3])) * torch.tensor([[1.0], [-2.0], [4.0]])).sum() + 3 * bias[1].sum()
+        (gather_rows(table, torch.tensor([3, 0, 3]), sparse=True) * torch.tensor([[1.0], [-2.0], [4.0]])).sum()
+        + 3 * bias[1].sum()
     ).backward()
     copies = [torch.nn.Parameter(torch.ones(5, 2)) for _ in range(2)]
     for dense, parameter in zip(copies, (table, bias), strict=True):
@@ -200,7 +201,7 @@ def test_clipping_equals_that_of_the_same_dense_gradients(norm_type: float, max_
 @pytest.mark.parametrize("norm_type", [2.0, torch.inf])
 def test_clipping_an_empty_sparse_gradient(norm_type: float) -> None:
     table = torch.nn.Parameter(torch.ones(3, 2))
-    gather_rows(table, torch.empty(0, dtype=torch.int64)).sum().backward()
+    gather_rows(table, torch.empty(0, dtype=torch.int64), sparse=True).sum().backward()
     assert table.grad.is_sparse and clip_grad_norm_(table, 1.0, norm_type) == 0
 
 
@@ -217,7 +218,7 @@ def test_a_copy_has_the_same_implementation(optimizer: Callable[..., Any]) -> No
 
 def test_clipping_a_gradient_that_is_not_finite_can_be_an_error() -> None:
     table = torch.nn.Parameter(torch.ones(3, 2))
-    (gather_rows(table, torch.tensor([1])) * torch.nan).sum().backward()
+    (gather_rows(table, torch.tensor([1]), sparse=True) * torch.nan).sum().backward()
     with pytest.raises(RuntimeError, match="non-finite"):
         clip_grad_norm_(table, 1.0, error_if_nonfinite=True)
     assert clip_grad_norm_(table, 1.0).isnan()

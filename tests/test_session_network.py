@@ -1,11 +1,13 @@
-"""The modules SessionNetwork and SampledLoss: initial weights, embeddings, dropout, sparse gradients, errors."""
+"""The modules SessionNetwork and SampledLoss: initial weights, embeddings, dropout, gradients of tables, errors."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 
@@ -70,18 +72,45 @@ def test_no_dropout_in_evaluation() -> None:
     assert torch.equal(with_dropout.eval()(INPUTS, state)[0], without_dropout(INPUTS, state)[0])
 
 
-def test_gradients_of_tables_are_sparse() -> None:
-    network = SessionNetwork(40, [8], embedding="separate", embedding_dim=4)
-    criterion = SampledLoss(batch_size=2)
-    hidden, _ = network(INPUTS, network.initial_state(2))
-    negatives = torch.tensor([[30], [31], [32]])
-    criterion(hidden, network.output_weight, network.output_bias, INPUTS + 5, negatives).backward()
-    rows = {name: set(p.grad._indices()[0].tolist()) for name, p in network.named_parameters() if p.grad.is_sparse}
+def step_gradients(sparse: bool, **options: Any) -> dict[str, Tensor]:
+    """Return the gradient of every parameter, by name, of a step of a network, with padding and repeated items."""
+    network = SessionNetwork(40, [8], sparse=sparse, seed=1, **options)
+    inputs, targets = torch.tensor([[1, 4], [0, 2], [1, -1]]), torch.tensor([[6, 9], [5, 7], [8, -1]])
+    hidden, _ = network(inputs)
+    table = network.output_weight, network.output_bias
+    SampledLoss(batch_size=2, sparse=sparse)(hidden, *table, targets, torch.tensor([[30], [31], [31]])).backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def test_sparse_gradients_have_the_rows_of_the_mini_batch_only() -> None:
+    grads = step_gradients(sparse=True, embedding="separate", embedding_dim=4)
+    rows = {name: set(grad._indices()[0].tolist()) for name, grad in grads.items() if grad.is_sparse}
     assert rows == {
-        "embedding.weight": {0, 1, 2, 3, 4},
-        "output.weight": {5, 6, 7, 8, 9, 30, 31, 32},
-        "output.bias": {5, 6, 7, 8, 9, 30, 31, 32},
+        "embedding.weight": {0, 1, 2, 4},
+        "output.weight": {5, 6, 7, 8, 9, 30, 31},
+        "output.bias": {5, 6, 7, 8, 9, 30, 31},
     }
+
+
+@pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
+def test_gradients_are_dense_by_default_and_equal_the_sparse_ones(embedding: str) -> None:
+    dense, sparse = (step_gradients(sparse, embedding=embedding, embedding_dim=4) for sparse in (False, True))
+    assert not any(grad.is_sparse for grad in dense.values())
+    for name, grad in sparse.items():
+        torch.testing.assert_close(dense[name], grad.to_dense() if grad.is_sparse else grad, rtol=1e-6, atol=1e-8)
+
+
+def test_tables_are_embeddings_that_say_whether_their_gradients_are_sparse() -> None:
+    for sparse in (False, True):
+        network = SessionNetwork(5, [4], embedding="separate", embedding_dim=3, sparse=sparse)
+        for table in (network.output, network.embedding, network.input_table):
+            assert isinstance(table, torch.nn.Embedding) and table.sparse is sparse
+        assert {*network.state_dict()} >= {"output.weight", "output.bias", "embedding.weight"}
+
+
+def test_a_state_of_none_is_zero() -> None:
+    network = SessionNetwork(5, [8, 6])
+    torch.testing.assert_close(network(INPUTS), network(INPUTS, network.initial_state(2)), rtol=0, atol=0)
 
 
 def test_n_live_is_counted_from_the_targets_if_not_given() -> None:
@@ -93,19 +122,21 @@ def test_n_live_is_counted_from_the_targets_if_not_given() -> None:
     assert torch.equal(criterion(*arguments, n_live=[2, 1]), criterion(*arguments))
 
 
-def test_loss_of_an_nn_embedding_equals_the_loss_of_an_output_table(impl: str) -> None:
+@pytest.mark.parametrize("sparse", [False, True])
+def test_loss_of_an_nn_embedding_equals_the_loss_of_an_output_table(impl: str, sparse: bool) -> None:
     """Without a bias, the loss is the same as with biases of zero."""
     embedding, network = torch.nn.Embedding(9, 8), SessionNetwork(9, [8])
     embedding.load_state_dict({"weight": network.output_weight.detach()})  # the same weights in both
-    criterion = SampledLoss("bpr-max", batch_size=2, impl=impl)
+    criterion = SampledLoss("bpr-max", batch_size=2, sparse=sparse, impl=impl)
     hidden, targets = torch.rand(3, 2, 8, generator=torch.Generator().manual_seed(0)), (INPUTS + 1) % 9
     without_bias = criterion(hidden, embedding.weight, None, targets)
     with_bias = criterion(hidden, network.output_weight, network.output_bias, targets)
     without_bias.backward()
     with_bias.backward()
     assert torch.equal(without_bias, with_bias)
-    assert embedding.weight.grad.is_sparse
-    assert torch.equal(embedding.weight.grad.to_dense(), network.output_weight.grad.to_dense())
+    grad, expected = embedding.weight.grad, network.output_weight.grad
+    assert grad.is_sparse == expected.is_sparse == sparse
+    assert torch.equal(grad.to_dense(), expected.to_dense()) if sparse else torch.equal(grad, expected)
 
 
 @pytest.mark.parametrize(

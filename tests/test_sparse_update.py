@@ -16,7 +16,6 @@ from torch import Tensor
 from virtual_memory import first_and_last_blocks
 
 from gru4rec_fast import ops
-from gru4rec_fast.nn import gather_live_rows
 from gru4rec_fast.optim import SparseAdagrad, SparseAdam
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -221,16 +220,6 @@ def test_tables_of_more_than_two_to_the_31_elements() -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_instruction_set(level: str, native_library: None) -> None:
     run_at_level(level, __file__, "bits_do_not or (native and (follow_the_rule or duplicates or float32_stays))")
-
-
-def test_gather_live_rows_returns_zeros_without_gradient_for_padding() -> None:
-    table = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
-    index = torch.tensor([[3, -1], [0, 3]])
-    rows = gather_live_rows(table, index)
-    assert torch.equal(rows[0, 1], torch.zeros(2, dtype=torch.float64))
-    assert torch.equal(rows[1, 0], table[0])
-    rows.sum().backward()
-    assert sorted(table.grad._indices()[0].tolist()) == [0, 3, 3]
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -34,7 +34,7 @@ MODULES: dict[str, Module] = {
     ),
     "session network": (
         lambda **options: SessionNetwork(9, [5, 4], dropout_p_embed=0.5, dropout_p_hidden=0.5, **options),
-        lambda module, **step: module(ITEMS, module.initial_state(2), all_live=True, **step)[0],
+        lambda module, **step: module(ITEMS, module.initial_state(2), **step)[0],
         3,
     ),
     "propagation": (

@@ -116,6 +116,7 @@ def build_session_network(p: GRU4RecParameters, n_items: int) -> SessionNetwork:
         gru_form=p.gru_form,
         dropout_p_embed=p.dropout_p_embed,
         dropout_p_hidden=p.dropout_p_hidden,
+        sparse=True,
         seed=p.seed,
         impl=p.impl,
         dtype=getattr(torch, p.dtype),
@@ -135,6 +136,7 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
         sample_alpha=p.sample_alpha,
         support=support.clamp(min=1),  # otherwise log q = -inf for an item without occurrences
         mask_accidental_hits=p.mask_accidental_hits,
+        sparse=True,
         impl=p.impl,
         dtype=getattr(torch, p.dtype),
     )

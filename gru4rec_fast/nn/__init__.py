@@ -1,16 +1,15 @@
 """Modules: networks, layers and losses for use in any PyTorch training loop."""
 
-from gru4rec_fast.nn.embedding_rows import gather_live_rows, gather_rows
+from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.nn.graph_networks import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
 from gru4rec_fast.nn.sampled_loss import SampledLoss
 from gru4rec_fast.nn.session_gru import SessionGRU
-from gru4rec_fast.nn.session_network import ItemTable, OutputTable, SessionNetwork
+from gru4rec_fast.nn.session_network import OutputTable, SessionNetwork
 
 __all__ = [
     "GraphIndices",
     "GraphNetwork",
-    "ItemTable",
     "LaplacianPropagation",
     "LightGCNNetwork",
     "NGCFLayer",
@@ -19,6 +18,5 @@ __all__ = [
     "SampledLoss",
     "SessionGRU",
     "SessionNetwork",
-    "gather_live_rows",
     "gather_rows",
 ]

@@ -1,14 +1,18 @@
-"""Functions that gather rows of embedding and bias parameters, with sparse gradients."""
+"""Gather rows of embedding and bias parameters, with dense or sparse gradients."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-class _GatherRows(torch.autograd.Function):
+class _SparseGather(torch.autograd.Function):
+    """table[index] for an index [K], with a sparse gradient. Unlike F.embedding, also for tables that are not 2-D."""
+
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
@@ -21,21 +25,44 @@ class _GatherRows(torch.autograd.Function):
         return torch.sparse_coo_tensor(index.unsqueeze(0), grad, ctx.shape, check_invariants=False), None
 
 
-def gather_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return the rows `index` (int64 [K]) of `table` [R, ...], as [K, ...]; the table's gradient is sparse (COO).
+def gather_rows(table: Tensor, index: Tensor, *, sparse: bool = False, padding: bool = True) -> Tensor:
+    """Return the rows `index` of `table`; where the index is -1 (padding), zeros that give no gradient.
 
-    Like torch.nn.functional.embedding(sparse=True), but for tables of any number of dimensions, for example biases [R].
+    A parameter `table` gets the attribute `is_table = True`, by which `gru4rec_fast.optim` recognizes tables.
+
+    Args:
+        table: [R, ...], of any number of dimensions: an embedding [R, width], biases [R].
+        index: int64 of any shape [...], in [-1, R).
+        sparse: whether the gradient of `table` is sparse (COO), with the gathered rows only. If False, it is dense.
+        padding: whether the index may have -1. False saves the time of finding out.
+
+    Returns:
+        [*index.shape, *table.shape[1:]].
     """
-    return _GatherRows.apply(table, index)
+    table.is_table = True  # type: ignore[attr-defined]
+    reads_values = can_read_values(index)
+    live = index >= 0 if padding else None
+    if live is None or (reads_values and bool(live.all())):
+        return _gather(table, index, sparse)
+    mask = live[(..., *[None] * (table.dim() - 1))]
+    if reads_values:
+        zeros = table.new_zeros((*index.shape, *table.shape[1:]))
+        return zeros.masked_scatter(mask, _gather(table, index[live], sparse))
+    # Selecting the rows that are not padding would synchronize with the GPU. Instead, padding repeats a row that has a
+    # gradient anyway, and adds zero to this gradient. (If everything is padding, row 0 gets a gradient of zero.)
+    repeated = index.amax().clamp(min=0) if sparse and index.numel() else index.new_zeros(())
+    return torch.where(mask, _gather(table, torch.where(live, index, repeated), sparse), 0)
 
 
-def gather_live_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Return the rows `index` of `table`, like `gather_rows`; zeros without a gradient where the index is -1 (padding).
+def can_read_values(tensor: Tensor) -> bool:
+    """Return whether a branch may depend on values of a tensor: it is on the CPU, and torch does not trace a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
-    index: int64 [...], of any shape. The result is [..., *table.shape[1:]].
-    """
-    live = index >= 0
-    rows = gather_rows(table, index[live])
-    return table.new_zeros(*index.shape, *table.shape[1:]).masked_scatter(
-        live.view(*live.shape, *([1] * (table.dim() - 1))), rows
-    )
+
+def _gather(table: Tensor, index: Tensor, sparse: bool) -> Tensor:
+    """Return table[index] for an index without padding."""
+    shape = (*index.shape, *table.shape[1:])
+    if sparse:
+        return _SparseGather.apply(table, index.reshape(-1)).view(shape)
+    matrix = table if table.dim() == 2 else table.reshape(table.shape[0], math.prod(table.shape[1:]))
+    return F.embedding(index, matrix).view(shape)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gru4rec_fast.data import InteractionGraph
+from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
 from gru4rec_fast.nn.session_gru import glorot_
 from gru4rec_fast.nn.step_counter import StepCounter
@@ -38,6 +39,8 @@ class GraphNetwork(StepCounter):
         only_needed: whether `loss` computes the last layer only for the nodes of the mini-batch, and earlier layers
             only for the neighborhoods of these nodes. Loss and gradients are the same. Finding the nodes synchronizes
             with a GPU several times per step. Under torch.compile, all nodes are computed.
+        sparse: whether the gradient of the embedding table is sparse (COO), with the rows that the mini-batch needs.
+            This is worth it only where `only_needed` leaves out most nodes.
         seed: seed of the initial embeddings and of the dropout; None draws one from torch's CPU generator.
 
     Parameters: embedding [n_nodes, embedding_dim], users before items.
@@ -46,9 +49,15 @@ class GraphNetwork(StepCounter):
     n_layers: int
 
     def __init__(
-        self, graph: InteractionGraph | GraphIndices, embedding_dim: int, only_needed: bool, seed: int | None
+        self,
+        graph: InteractionGraph | GraphIndices,
+        embedding_dim: int,
+        only_needed: bool,
+        sparse: bool,
+        seed: int | None,
     ) -> None:
         super().__init__(seed)
+        self.sparse = sparse
         self.only_needed = only_needed
         if embedding_dim < 1:
             raise ValueError(f"embedding_dim={embedding_dim}: must be at least 1")
@@ -87,6 +96,14 @@ class GraphNetwork(StepCounter):
             needed.insert(0, rows)
         return needed
 
+    def initial_embeddings(self, nodes: Nodes) -> Tensor:
+        """Return the rows `nodes` of the embedding table; None: all rows."""
+        if not self.sparse:
+            return select_nodes(self.embedding, nodes, None)
+        if nodes is None:
+            nodes = torch.arange(self.graph.n_nodes, device=self.embedding.device)
+        return gather_rows(self.embedding, nodes, sparse=True, padding=False)
+
     def penalized(self, final: Tensor) -> Tensor:
         """Return the embeddings that the regularization penalizes: `final` (the final embeddings) or `embedding`."""
         raise NotImplementedError
@@ -117,8 +134,8 @@ class GraphNetwork(StepCounter):
         # Not F.softplus: torch computes a linear function above 20, with an error of 2e-9.
         bpr = -F.logsigmoid((user * (positive - negative)).sum(1)).mean()
         penalized = self.penalized(final)
-        norm = penalized.index_select(0, final_rows if penalized is final else nodes).square().sum() / (2 * len(users))
-        return bpr, norm
+        rows = final.index_select(0, final_rows) if penalized is final else self.initial_embeddings(nodes)
+        return bpr, rows.square().sum() / (2 * len(users))
 
 
 class NGCFNetwork(GraphNetwork):
@@ -135,7 +152,7 @@ class NGCFNetwork(GraphNetwork):
         P, Q, activation, negative_slope, node_dropout, message_dropout: see `NGCFLayer`.
         normalize_messages: whether the input of a layer is the normalized output of the previous layer, as in some
             libraries.
-        only_needed: see `GraphNetwork`.
+        only_needed, sparse: see `GraphNetwork`.
         seed: seed of the initial weights (Xavier uniform, separately for users and items) and of the dropout;
             None draws one from torch's CPU generator.
         impl: "auto", "native" or "reference".
@@ -157,10 +174,11 @@ class NGCFNetwork(GraphNetwork):
         message_dropout: float = 0.0,
         normalize_messages: bool = False,
         only_needed: bool = True,
+        sparse: bool = False,
         seed: int | None = None,
         impl: str = "auto",
     ) -> None:
-        super().__init__(graph, embedding_dim, only_needed, seed)
+        super().__init__(graph, embedding_dim, only_needed, sparse, seed)
         self.normalize_messages = normalize_messages
         generator = torch.Generator().manual_seed(self.seed)
         for table in self.embedding.data.split([self.n_users, self.n_items]):
@@ -189,7 +207,7 @@ class NGCFNetwork(GraphNetwork):
 
     def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None) -> Tensor:
         nodes, *nodes_of_layers = self.neighborhoods(rows)
-        embeddings = select_nodes(self.embedding, nodes, None)
+        embeddings = self.initial_embeddings(nodes)
         outputs = [select_nodes(embeddings, rows, nodes)]
         step = self.first_step(step, 1, has_dropout=any(layer.has_dropout for layer in self.layers))
         for layer, layer_nodes in zip(self.layers, nodes_of_layers, strict=True):
@@ -217,7 +235,7 @@ class LightGCNNetwork(GraphNetwork):
         n_layers: number of propagations.
         matrix: see `LaplacianPropagation`.
         node_dropout: probability in [0, 1) of dropping an entry of the matrix, in training.
-        only_needed: see `GraphNetwork`.
+        only_needed, sparse: see `GraphNetwork`.
         seed: seed of the initial embeddings (normal, standard deviation 0.1) and of the dropout; None draws one from
             torch's CPU generator.
         impl: "auto", "native" or "reference".
@@ -234,10 +252,11 @@ class LightGCNNetwork(GraphNetwork):
         matrix: str = "symmetric",
         node_dropout: float = 0.0,
         only_needed: bool = True,
+        sparse: bool = False,
         seed: int | None = None,
         impl: str = "auto",
     ) -> None:
-        super().__init__(graph, embedding_dim, only_needed, seed)
+        super().__init__(graph, embedding_dim, only_needed, sparse, seed)
         if n_layers < 0:
             raise ValueError(f"n_layers={n_layers}: must not be negative")
         self.n_layers = n_layers
@@ -248,7 +267,7 @@ class LightGCNNetwork(GraphNetwork):
 
     def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None) -> Tensor:
         nodes, *nodes_of_layers = self.neighborhoods(rows)
-        embeddings = select_nodes(self.embedding, nodes, None)
+        embeddings = self.initial_embeddings(nodes)
         total = select_nodes(embeddings, rows, nodes)
         step = self.first_step(step, 1, has_dropout=self.propagation.dropout > 0)
         for layer_nodes in nodes_of_layers:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
-from gru4rec_fast.nn.embedding_rows import gather_rows
+from gru4rec_fast.nn.embedding_rows import can_read_values, gather_rows
 from gru4rec_fast.ops._checks import check_choice
 from gru4rec_fast.ops.sampled_loss import LOSSES, widened
 
@@ -29,6 +29,9 @@ class SampledLoss(nn.Module):
         sample_alpha: exponent of the distribution from which the negatives are sampled.
         support: int64 [n_items], number of occurrences of each item in the training log; needed where logq is not 0.
         mask_accidental_hits: whether to leave out negatives that equal the target of the lane.
+        in_batch: True: the targets of the other lanes are negatives, too. False: only the sampled negatives are.
+        sparse: whether the gradients of weight and bias are sparse (COO), with the rows of targets and negatives only.
+            If weight is a table of a SessionNetwork, use the same value there.
         dtype: dtype of the logQ correction; None: torch's default.
         impl: "auto", "native" or "reference".
 
@@ -50,6 +53,8 @@ class SampledLoss(nn.Module):
         sample_alpha: float = 0.5,
         support: Tensor | None = None,
         mask_accidental_hits: bool = False,
+        in_batch: bool = True,
+        sparse: bool = False,
         dtype: torch.dtype | None = None,
         impl: str = "auto",
     ) -> None:
@@ -73,6 +78,8 @@ class SampledLoss(nn.Module):
         self.logq = logq
         self.sample_alpha = sample_alpha
         self.mask_accidental_hits = mask_accidental_hits
+        self.in_batch = in_batch
+        self.sparse = sparse
         self.impl = impl
         log_support = None
         if logq and support is not None:
@@ -91,49 +98,59 @@ class SampledLoss(nn.Module):
     ) -> Tensor:
         """Return the mean over T steps of (sum of the losses of live lanes) / batch_size, a scalar.
 
-        The gradients of `weight` and `bias` are sparse (COO).
-
         Args:
             hidden: hidden states, [T, B, H].
             weight: output table [n_items, H]: a parameter, the weight of an nn.Embedding, or a tied input embedding.
             bias: output bias [n_items], or None.
             targets: int64 [T, B]; -1 where a position is padding.
             negatives: int64 [T, N], the sampled negatives of each step; None: in-batch negatives only.
-            n_live: for each step, the number of targets that are not padding. If None, they are counted, which
-                synchronizes with a GPU.
+            n_live: for each step, the number of targets that are not padding, if it is known. It saves time where there
+                is padding.
 
         Raises:
             ValueError: the shapes do not fit each other.
         """
         _check_shapes(hidden, weight, bias, targets, negatives)
+        if negatives is None and not self.in_batch:
+            raise ValueError("in_batch=False needs negatives: without them, a target is compared with nothing")
         steps, lanes = targets.shape
-        if n_live is None:
+        if n_live is None and can_read_values(targets):
             n_live = (targets >= 0).sum(1).tolist()
         losses = []
-        for t in range(steps):
-            step_hidden, step_targets = hidden[t], targets[t]
-            if n_live[t] != lanes:
-                live = step_targets >= 0
-                step_hidden, step_targets = step_hidden[live], step_targets[live]
+        for t, (step_hidden, step_targets) in enumerate(zip(hidden.unbind(0), targets.unbind(0), strict=True)):
+            live = step_targets >= 0 if n_live is None or n_live[t] != lanes else None
+            if live is not None and n_live is not None:  # leave padding out; on a GPU, this synchronizes
+                step_hidden, step_targets, live = step_hidden[live], step_targets[live], None
             step_negatives = None if negatives is None else negatives[t]
-            losses.append(self._step(step_hidden, weight, bias, step_targets, step_negatives))
+            losses.append(self._step(step_hidden, weight, bias, step_targets, step_negatives, live))
         return losses[0] if steps == 1 else torch.stack(losses).mean()
 
     def _step(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, negatives: Tensor | None
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        negatives: Tensor | None,
+        live: Tensor | None,
     ) -> Tensor:
-        """Return the loss of one step without padding: hidden [M, H], targets [M] and negatives [N], M live lanes."""
+        """Return the loss of one step: hidden [M, H], targets [M], negatives [N]; live [M] is None without padding."""
         items = targets if negatives is None else torch.cat([targets, negatives])
+        padding = live is not None
         log_q = None
         if self.log_support is not None:
-            log_q = self.logq * self.log_support[items]
+            log_q = self.logq * gather_rows(self.log_support, items, padding=padding)
             log_q[targets.shape[0] :] *= self.sample_alpha
+        rows = gather_rows(weight, items, sparse=self.sparse, padding=padding)
+        biases = None if bias is None else gather_rows(bias, items, sparse=self.sparse, padding=padding)
         return ops.sampled_loss(
             hidden,
-            gather_rows(weight, items),
-            None if bias is None else widened(gather_rows(bias, items)),
+            rows,
+            None if biases is None else widened(biases),
             loss=self.loss,
             batch_size=self.batch_size,
+            in_batch=self.in_batch,
+            live=live,
             log_q=None if log_q is None else widened(log_q),
             ids=items if self.mask_accidental_hits else None,
             elu_param=self.elu_param,

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
-from gru4rec_fast.nn.embedding_rows import gather_live_rows, gather_rows
-from gru4rec_fast.nn.session_gru import SessionGRU, State, glorot_
+from gru4rec_fast.nn.embedding_rows import gather_rows
+from gru4rec_fast.nn.sequence_layout import State
+from gru4rec_fast.nn.session_gru import SessionGRU, glorot_
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops._checks import check_choice, check_probability
 from gru4rec_fast.ops.gru import FORMS
@@ -16,19 +17,14 @@ from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT
 EMBEDDINGS = ("constrained", "separate", "none")
 
 
-class ItemTable(nn.Module):
-    """Table with one row for each item: weight [n_items, width]; its gradients are sparse."""
+class OutputTable(nn.Embedding):
+    """Output table: item j has the score `hidden @ weight[j] + bias[j]`; weight [n_items, width], bias [n_items].
 
-    def __init__(self, n_items: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_items, width))
+    The weights are not initialized, the biases are zero. sparse: whether the gradients of both are sparse (COO).
+    """
 
-
-class OutputTable(ItemTable):
-    """Output table: item j has the score `hidden @ weight[j] + bias[j]`; weight [n_items, width], bias [n_items]."""
-
-    def __init__(self, n_items: int, width: int) -> None:
-        super().__init__(n_items, width)
+    def __init__(self, n_items: int, width: int, *, sparse: bool = False) -> None:
+        super().__init__(n_items, width, sparse=sparse, _weight=torch.empty(n_items, width))
         self.bias = nn.Parameter(torch.zeros(n_items))
 
 
@@ -45,6 +41,8 @@ class SessionNetwork(StepCounter):
         gru_form: "reset_after" or "reset_before" (`gru4rec_fast.ops.gru`).
         dropout_p_embed: probability of dropping a unit of the input embedding, in training; no effect with "none".
         dropout_p_hidden: probability of dropping a unit of the output of each GRU layer, in training.
+        sparse: whether the gradients of the tables are sparse (COO), with only the rows of the mini-batch. Dense
+            gradients suit every optimizer of torch; they take memory and time in proportion to the catalogue.
         seed: seed of the dropout masks and of the initial weights, which are uniform in +-sqrt(6 / (fan_in + fan_out));
             biases are zero. None draws a seed from torch's CPU generator.
         dtype, device: dtype and device of the parameters.
@@ -68,6 +66,7 @@ class SessionNetwork(StepCounter):
         gru_form: str = "reset_after",
         dropout_p_embed: float = 0.0,
         dropout_p_hidden: float = 0.0,
+        sparse: bool = False,
         seed: int | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -82,18 +81,21 @@ class SessionNetwork(StepCounter):
         generator = torch.Generator().manual_seed(self.seed)
         width = {"constrained": layers[-1], "separate": embedding_dim, "none": None}[embedding]
         self.gru = SessionGRU(
-            width, layers, form=gru_form, dropout=dropout_p_hidden, seed=self.seed, impl=impl, generator=generator
+            width, layers, dropout=dropout_p_hidden, form=gru_form, seed=self.seed, generator=generator, impl=impl
         )
-        self.output = OutputTable(n_items, layers[-1])
+        self.output = OutputTable(n_items, layers[-1], sparse=sparse)
         glorot_(self.output.weight, n_items, layers[-1], generator)
         if embedding == "separate":
-            self.embedding = ItemTable(n_items, embedding_dim)
-            glorot_(self.embedding.weight, n_items, embedding_dim, generator)
+            self.embedding = _make_embedding(n_items, embedding_dim, embedding_dim, sparse, generator)
         elif embedding == "none":
-            self.embedding = ItemTable(n_items, 3 * layers[0])
-            glorot_(self.embedding.weight, n_items, layers[0], generator)
+            self.embedding = _make_embedding(n_items, 3 * layers[0], layers[0], sparse, generator)
         self.count_for_layers()
         self.to(device=device, dtype=dtype)
+
+    @property
+    def input_table(self) -> nn.Embedding:
+        """The table of the input items: the output table if the embedding is constrained, else `embedding`."""
+        return self.output if self.embedding_mode == "constrained" else self.embedding
 
     @property
     def output_weight(self) -> Tensor:
@@ -107,16 +109,15 @@ class SessionNetwork(StepCounter):
 
     def initial_state(self, lanes: int) -> State:
         """Return hidden states of zeros, [lanes, H] for each layer."""
-        return self.gru.initial_state(lanes)
+        return list(self.gru.initial_state(lanes))
 
     def forward(
         self,
         inputs: Tensor,
-        state: State,
+        state: State | None = None,
         reset: Tensor | None = None,
         *,
         step: int | Tensor | None = None,
-        all_live: bool | None = None,
     ) -> tuple[Tensor, State]:
         """Return the hidden states [T, B, H] of the last layer, and the state of all layers after the last step.
 
@@ -124,19 +125,12 @@ class SessionNetwork(StepCounter):
 
         Args:
             inputs: int64 [T, B], items; -1 for padding, where the hidden states are meaningless.
-            state: one [B, H] for each layer, from `initial_state` or the previous call; it is not detached.
+            state: one [B, H] for each layer, from the previous call, not detached; None: zeros, as `initial_state`.
             reset: bool [T, B]; True sets the state of a lane to zero before that step.
             step: number of the first step since the training began; with the seed it determines the dropout masks. An
                 integer or a 0-dim int64 tensor; None counts by itself, see `StepCounter`.
-            all_live: whether `inputs` has no padding. If None, this is determined, which synchronizes with a GPU.
         """
-        table = self.output.weight if self.embedding_mode == "constrained" else self.embedding.weight
-        if all_live is None:
-            all_live = bool((inputs >= 0).all())
-        if all_live:
-            x = gather_rows(table, inputs.reshape(-1)).view(*inputs.shape, -1)
-        else:
-            x = gather_live_rows(table, inputs)
+        x = gather_rows(self.input_table.weight, inputs, sparse=self.input_table.sparse)
         embedding_dropout = self.dropout_p_embed if self.embedding_mode != "none" else 0.0
         step = self.first_step(step, x.shape[0], has_dropout=embedding_dropout > 0 or self.gru.dropout > 0)
         if self.training and embedding_dropout:
@@ -152,7 +146,14 @@ class SessionNetwork(StepCounter):
                 device=x.device,
                 impl=self.impl,
             )
+        state = self.initial_state(inputs.shape[1]) if state is None else state
         return self.gru(x, state, reset, step=step)
+
+
+def _make_embedding(n_items: int, width: int, fan_out: int, sparse: bool, generator: torch.Generator) -> nn.Embedding:
+    weight = torch.empty(n_items, width)
+    glorot_(weight, n_items, fan_out, generator)
+    return nn.Embedding.from_pretrained(weight, freeze=False, sparse=sparse)
 
 
 def _check_arguments(

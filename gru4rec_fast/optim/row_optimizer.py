@@ -18,9 +18,13 @@ class RowOptimizer(torch.optim.Optimizer):
     """Base class of optimizers whose update rule is an operator of `gru4rec_fast.ops.sparse_update`.
 
     A sparse gradient updates only the rows that it contains; a dense gradient updates every entry by the same rule.
+    Tables (parameters from which `gru4rec_fast.nn.gather_rows` gathered, which sets their attribute `is_table`) must
+    have sparse gradients if the rule moves rows that the gradient does not contain: updating all rows would be another
+    training, and would take time in proportion to the table.
+
     `weight_decay` adds weight_decay * w to the gradient of what is updated; `maximize` negates the gradient. A subclass
     sets `operator`, the name in gru4rec_fast.ops of the row update, and `rule`, a PyTorch function that
-    computes the same update of whole tensors. It implements `state_tensors` and `options`.
+    computes the same update of whole tensors. It implements `moves_all_rows`, `state_tensors` and `options`.
     """
 
     operator: str
@@ -53,6 +57,10 @@ class RowOptimizer(torch.optim.Optimizer):
             group.setdefault("weight_decay", 0.0)
             group.setdefault("maximize", False)
 
+    def moves_all_rows(self, group: dict[str, Any]) -> bool:
+        """Return whether the rule, applied to a row whose gradient is zero, changes its weight or its state."""
+        raise NotImplementedError
+
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
         """Return the state tensors of a parameter, as the operator takes them; create tensors that are missing."""
         raise NotImplementedError
@@ -68,11 +76,27 @@ class RowOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+        updates = [
+            (parameter, parameter.grad, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        for update in updates:
+            self._check_table(*update)
+        for update in updates:
+            self._update(*update)
         return loss
+
+    def _check_table(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Raise ValueError if the parameter is a table, and a dense gradient would move rows that have no gradient."""
+        if not grad.is_sparse and getattr(parameter, "is_table", False) and self.moves_all_rows(group):
+            raise ValueError(
+                f"{type(self).__name__}: the gradient of a table of shape {[*parameter.shape]} is dense, so momentum "
+                "would move all its rows, also those without a gradient, which is another training and takes time in "
+                "proportion to the table: pass sparse=True to SessionNetwork and SampledLoss, or use an optimizer of "
+                "torch.optim"
+            )
 
     def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         grad = _regularized(parameter, grad, group["weight_decay"], group["maximize"])

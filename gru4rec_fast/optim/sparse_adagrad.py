@@ -16,7 +16,8 @@ class SparseAdagrad(RowOptimizer):
     """Adagrad with momentum: acc += g^2; v <- momentum * v - lr * g / sqrt(acc + eps); w += v.
 
     Differences from torch.optim.Adagrad: epsilon is inside the root, and there is heavy-ball momentum. A sparse
-    gradient updates only the rows that it contains; the velocity of all other rows does not change.
+    gradient updates only the rows that it contains; the velocity of all other rows does not change. With momentum, the
+    gradients of tables must be sparse.
 
     State of a parameter: `accumulator` and, with momentum, `velocity`, both of the parameter's shape and dtype.
 
@@ -30,7 +31,8 @@ class SparseAdagrad(RowOptimizer):
         impl: implementation of the row update, "auto", "native" or "reference".
 
     Raises:
-        ValueError: lr, momentum, eps or weight_decay is out of range.
+        ValueError: lr, momentum, eps or weight_decay is out of range. `step` raises it if there is momentum and a table
+            has a dense gradient.
     """
 
     operator = "sparse_adagrad_"
@@ -56,6 +58,9 @@ class SparseAdagrad(RowOptimizer):
         if "accumulator" not in state:
             state["accumulator"] = torch.zeros_like(parameter)
         return state["accumulator"], get_or_create_state(state, "velocity", parameter, create=momentum != 0)
+
+    def moves_all_rows(self, group: dict[str, Any]) -> bool:
+        return group["momentum"] != 0
 
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
         return self.accumulator_and_velocity(parameter, group["momentum"])

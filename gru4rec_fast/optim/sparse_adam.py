@@ -22,7 +22,8 @@ class SparseAdam(RowOptimizer):
     changes the weights and the running means m and s only of the rows that the gradient contains.
 
     For dense gradients, which torch.optim.SparseAdam does not accept, the formula is the same. torch.optim.Adam divides
-    s by 1 - beta2^t before it adds eps, so it equals this class with eps * sqrt(1 - beta2^t) in place of eps.
+    s by 1 - beta2^t before it adds eps, so it equals this class with eps * sqrt(1 - beta2^t) in place of eps. The
+    gradients of tables must be sparse.
 
     State of a parameter: `exp_avg` and `exp_avg_sq`, of the parameter's shape and dtype, and `step`, an int64 scalar on
     the CPU.
@@ -37,7 +38,8 @@ class SparseAdam(RowOptimizer):
         impl: implementation of the row update, "auto", "native" or "reference".
 
     Raises:
-        ValueError: lr, betas, eps or weight_decay is out of range.
+        ValueError: lr, betas, eps or weight_decay is out of range. `step` raises it if a table has a dense gradient,
+            for which torch.optim.Adam is meant.
     """
 
     operator = "sparse_adam_"
@@ -62,6 +64,9 @@ class SparseAdam(RowOptimizer):
         for group in self.param_groups:
             if "beta1" in group:  # a state dict that version 0.1 saved
                 group["betas"] = (group.pop("beta1"), group.pop("beta2"))
+
+    def moves_all_rows(self, group: dict[str, Any]) -> bool:
+        return True  # the running means decay
 
     def state_tensors(self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]) -> State:
         return get_or_create_state(state, "exp_avg", parameter), get_or_create_state(state, "exp_avg_sq", parameter)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gru4rec_fast import _backend
-from gru4rec_fast.nn import ItemTable, SampledLoss, SessionNetwork
+from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops._registry import operators
 from gru4rec_fast.ops.gru import gru_backward_reference, gru_reference
 from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT, STREAM_HIDDEN_DROPOUT
@@ -49,11 +49,6 @@ class UpdateContext:
     @property
     def device(self) -> torch.device:
         return self.stopped.device
-
-    @property
-    def input_table(self) -> ItemTable:
-        """The table of the input items: the output table if the embedding is constrained, else `embedding`."""
-        return self.network.output if self.network.embedding_mode == "constrained" else self.network.embedding
 
     def optimizer_state(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the optimizer state of a weight: the Adagrad accumulator, and the velocity if there is momentum."""
@@ -157,7 +152,7 @@ def _run_block(
     embedding_mask = plan.masks.get(STREAM_EMBEDDING_DROPOUT)
     mask = None if embedding_mask is None else embedding_mask[steps]
     x, rows, biases, log_q = context.operator("step_gather")(
-        context.input_table.weight, plan.inputs[steps], mask, output.weight, output.bias, criterion.log_support,
+        context.network.input_table.weight, plan.inputs[steps], mask, output.weight, output.bias, criterion.log_support,
         plan.items[steps], plan.inputs.shape[1], criterion.logq, criterion.sample_alpha, context.precision == "bf16",
     )  # fmt: skip
     passes = _forward(context, plan, x, steps)

@@ -21,7 +21,7 @@ from gru4rec_fast import _backend, ops
 from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionGRU, SessionNetwork
 from gru4rec_fast.nn.session_gru import SessionGRULayer
-from gru4rec_fast.nn.session_network import ItemTable, OutputTable
+from gru4rec_fast.nn.session_network import OutputTable
 from gru4rec_fast.optim import SparseAdagrad
 
 
@@ -55,10 +55,12 @@ def why_not_trainable_on(
     for value, expected in ((network, SessionNetwork), (criterion, SampledLoss), (optimizer, SparseAdagrad)):
         if type(value) is not expected:
             return f"the step supports exactly {expected.__name__}, not {type(value).__name__}"
-    assert isinstance(network, SessionNetwork)
+    assert isinstance(network, SessionNetwork) and isinstance(criterion, SampledLoss)
     modules = [*network.modules(), *criterion.modules()]
     if unknown := [type(module).__name__ for module in modules if type(module) not in _SUPPORTED_MODULES]:
         return f"the step does not support a module of class {unknown[0]}"
+    if not criterion.in_batch:
+        return "the step does not support in_batch=False"
     impls = {module.impl for module in (*modules, optimizer) if hasattr(module, "impl")}
     if "reference" in impls:
         return "impl='reference' was requested"
@@ -70,7 +72,10 @@ def why_not_trainable_on(
     return _why_not_parameters(network, optimizer, "native" if "native" in impls else "auto", device_type)
 
 
-_SUPPORTED_MODULES = {SessionNetwork, SessionGRU, SessionGRULayer, ItemTable, OutputTable, SampledLoss, nn.ModuleList}
+_SUPPORTED_MODULES = {
+    *(SessionNetwork, SessionGRU, SessionGRULayer, OutputTable, SampledLoss),
+    *(nn.Embedding, nn.ModuleList),
+}
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # For each type, the attributes in which torch stores the hooks of an object of this type.
 _HOOK_ATTRIBUTES: dict[type, tuple[str, ...]] = {

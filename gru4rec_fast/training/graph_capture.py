@@ -122,7 +122,7 @@ class CapturedUpdates:
         self._loss_weight = weight.new_ones(n) if shape.per_update > 1 else None
         self._enabled = new_mask(shape.updates, shape.blocks)
         # Row gradients per mini-batch of the output table and of the input table, or of the table that is both.
-        counts = [scored, lanes] if context.input_table is not network.output else [lanes + scored]
+        counts = [scored, lanes] if network.input_table is not network.output else [lanes + scored]
         self._sorted_rows = [
             (new_items(shape.updates, shape.per_update * count), new_items(shape.updates, shape.per_update * count))
             for count in counts
@@ -184,7 +184,7 @@ class CapturedUpdates:
         # (units, dropout probability) by Philox stream
         streams = {STREAM_HIDDEN_DROPOUT + i: (size, network.gru.dropout) for i, size in enumerate(network.gru.sizes)}
         if network.embedding_mode != "none":
-            streams[STREAM_EMBEDDING_DROPOUT] = (context.input_table.weight.shape[1], network.dropout_p_embed)
+            streams[STREAM_EMBEDDING_DROPOUT] = (network.input_table.weight.shape[1], network.dropout_p_embed)
         for stream, (units, p) in streams.items():
             if not (network.training and p):
                 self._masks.pop(stream, None)

@@ -247,8 +247,7 @@ class SessionEpochRunner:
         position, memory, steps = self.position, self.memory, len(block.n_live)
         assert self.hidden is not None
         with memory.phase("forward"):
-            all_live = block.n_live[-1] == self.loader.n_lanes  # a dead lane stays dead in this epoch
-            output, hidden = self.network(block.inputs, self.hidden, block.reset, step=position.step, all_live=all_live)
+            output, hidden = self.network(block.inputs, self.hidden, block.reset, step=position.step)
         with memory.phase("loss"):
             table = self.network.output_weight, self.network.output_bias
             loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
