@@ -142,26 +142,35 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
     )
 
 
+def build_session_optimizer(p: GRU4RecParameters, network: SessionNetwork) -> SparseAdagrad:
+    """Return the optimizer of GRU4Rec for the parameters of the network."""
+    return SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl)
+
+
 def build_session_runner(
     p: GRU4RecParameters,
     network: SessionNetwork,
     store: SessionStore,
     *,
+    optimizer: Optimizer | None = None,
     has_validation: bool = False,
     memory: MemoryRecord = NULL_RECORD,
 ) -> SessionEpochRunner:
     """Return the runner that trains `network` on `store`; `has_validation`: whether there is validation data.
 
-    A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel.
+    A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel. If `optimizer` is
+    None, it is that of the parameters.
     """
     device, seed = find_device(p.device), network.seed if p.seed is None else p.seed
     support = torch.from_numpy(np.array(store.support))
-    optimizer = SparseAdagrad(network.parameters(), p.learning_rate, p.momentum, p.eps, impl=p.impl)
+    optimizer = optimizer or build_session_optimizer(p, network)
     # The negatives of a lane are the sampled items and the targets of the other lanes. There must be at least one.
     min_live = 1 if p.n_sample else 2
+    loader = SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, seed, min_live=min_live, impl=p.impl)
+    loader.seed_was_drawn = p.seed is None  # by the network; a training that is resumed takes the saved seed
     return SessionEpochRunner(
         network,
-        SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, seed, min_live=min_live, impl=p.impl),
+        loader,
         criterion=build_criterion(p, support).to(device),
         optimizer=optimizer,
         sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,

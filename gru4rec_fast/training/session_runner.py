@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -27,6 +29,20 @@ from gru4rec_fast.training.training_position import LossMonitor, TrainingPositio
 
 # Time in seconds that a call into the fused step should take. Ctrl-C and the progress bar wait for the end of the call.
 _SECONDS_PER_CALL = 0.1
+
+
+class UpdatesOutcome(NamedTuple):
+    """Result of `SessionEpochRunner.run_updates`.
+
+    loss: mean loss of the mini-batches of the call, each before its update; None if the call made no update;
+    mini_batches, events: number of mini-batches, and of targets in live lanes;
+    finished: whether the epoch is over.
+    """
+
+    loss: float | None
+    mini_batches: int
+    events: int
+    finished: bool
 
 
 class SessionEpochRunner:
@@ -99,11 +115,18 @@ class SessionEpochRunner:
         self._fingerprint = fingerprint
         self._losses = LossMonitor(loader.device)
         self._captured_step: CapturedTrainingStep | None = None
+        # What runs the current epoch; None between epochs and after a state was loaded.
+        self._running: FusedEpoch | CapturedEpoch | Iterator[SessionBlock] | None = None
 
     @property
     def n_events(self) -> int:
         """Number of events in an epoch: one per target."""
         return self.loader.n_targets
+
+    @property
+    def n_updates(self) -> int:
+        """Number of updates in the loader's current epoch. The first call takes as long as `len(loader)`."""
+        return math.ceil(len(self.loader) / self.accumulate)
 
     @cached_property
     def data_identity(self) -> dict[str, int | str]:
@@ -142,56 +165,100 @@ class SessionEpochRunner:
         `between_updates` is called between updates, but not after an update that the end of the epoch caused. It
         returns the maximum number of mini-batches until the next call; None means no limit.
         """
-        position = self.position
-        reason = self.why_not_fused
-        if reason and self.precision == "bf16":
-            raise ValueError(f"precision='bf16' needs the fused training step, which cannot train this: {reason}")
-        self.network.train()
-        if self.hidden is None:
-            self.loader.set_epoch(position.epoch - 1)
-            self.hidden = self.network.initial_state(self.loader.n_lanes)
-        else:  # Continue an interrupted epoch: without a loaded state the loader would start at the first block.
-            state = self.loader.state_dict()
-            if state.get("epoch", position.epoch - 1) != position.epoch - 1:
-                return  # the training was interrupted after the last block of the epoch
-            self.loader.load_state_dict(state)
-        started = time.perf_counter() - position.seconds
-        if reason is None:
-            self._run_fused(progress, between_updates, started)
-        else:
-            self._run_autograd(progress, between_updates, started)
-        position.seconds = time.perf_counter() - started
-        if not position.mini_batches:
-            raise ValueError(
-                f"the epoch has no mini-batch: with n_sample={self.n_sample} a step needs {self.loader.min_live} lanes "
-                f"with a session, and there are {self.loader.n_lanes}; use more sessions or negatives"
-            )
-
-    def _run_fused(self, progress: Progress, between_updates: Callable[[], int | None], started: float) -> None:
-        """Train the rest of the epoch by the fused step. started: `time.perf_counter()` minus `position.seconds`."""
-        position, epoch = self.position, self.start_fused_epoch()
-        assert self.hidden is not None
-        mini_batches_per_update = self.loader.steps * self.accumulate
-        updates, finished = 1, False
+        position, mini_batches_per_update = self.position, self.loader.steps * self.accumulate
+        self._running, updates, finished = None, 1, False
         while not finished:
-            call_started = time.perf_counter()
-            blocks, finished = epoch.run(updates, self.hidden, step=position.step)
-            for block in blocks:
-                add_loss(position, block.loss, block.steps, position.mini_batches)
-                self._advance(block.steps, block.events)
-            progress.advance(sum(block.events for block in blocks), position.mean_loss)
-            position.seconds = time.perf_counter() - started
+            started, n_events = time.perf_counter(), position.events
+            _, finished = self._run_some(updates)
+            progress.advance(position.events - n_events, position.mean_loss)
             # The next call makes as many updates as fit _SECONDS_PER_CALL at the speed of the last call, but at most
             # twice as many as the last call, which may have been unusually fast.
-            seconds = time.perf_counter() - call_started
+            seconds = time.perf_counter() - started
             updates = min(2 * updates, max(1, int(updates * _SECONDS_PER_CALL / seconds)))
-            if self.schedule and blocks:
-                self.schedule.after_update()
-                updates = 1 if self.schedule.per_update else updates
             if not finished:
                 limit = between_updates()
                 if limit is not None:  # in mini-batches; rounded up to whole updates
                     updates = min(updates, max(1, math.ceil(limit / mini_batches_per_update)))
+        self.read_losses()
+
+    def run_updates(self, updates: int) -> UpdatesOutcome:
+        """Make at most `updates` updates of the current epoch, in a training loop that is not a `Trainer`'s.
+
+            while not runner.run_updates(100).finished:
+                ...
+            runner.start_next_epoch()
+
+        The last call of an epoch may make no update. The network is set to training mode.
+
+        Args:
+            updates: at least 1.
+
+        Raises:
+            ValueError: `updates` is below 1, the epoch has no mini-batch, or precision="bf16" needs the fused step.
+            TrainingDiverged: a loss is NaN or infinite. The update with this loss was not made, but autograd on a GPU
+                may have made it.
+        """
+        check_at_least(1, updates=updates)
+        position, before, finished = self.position, replace(self.position), False
+        while updates > 0 and not finished:
+            n_made, finished = self._run_some(updates)
+            updates -= n_made
+        self.read_losses()
+        n_losses = position.loss_count - before.loss_count
+        return UpdatesOutcome(
+            loss=(position.loss_sum - before.loss_sum) / n_losses if n_losses else None,
+            mini_batches=position.mini_batches - before.mini_batches,
+            events=position.events - before.events,
+            finished=finished,
+        )
+
+    def _run_some(self, updates: int) -> tuple[int, bool]:
+        """Make at most `updates` updates, autograd at most one; return how many, and whether the epoch is over."""
+        position, started = self.position, time.perf_counter()
+        if not self.network.training:  # e.g. after a validation
+            self.network.train()
+        # During the call, `_running` is None: after an error, it is unknown how many updates were made.
+        running, self._running = self._running or self._start_or_continue_epoch(), None
+        if isinstance(running, Iterator):
+            n_made, finished = self._run_autograd(running)
+        else:
+            n_made, finished = self._run_fused(running, updates)
+        self._running = running
+        position.seconds += time.perf_counter() - started
+        if finished and not position.mini_batches:
+            raise ValueError(
+                f"the epoch has no mini-batch: with n_sample={self.n_sample} a step needs {self.loader.min_live} lanes "
+                f"with a session, and there are {self.loader.n_lanes}; use more sessions or negatives"
+            )
+        return n_made, finished
+
+    def _start_or_continue_epoch(self) -> FusedEpoch | CapturedEpoch | Iterator[SessionBlock]:
+        """Return what runs the rest of the epoch: the fused step, or the blocks from which autograd trains."""
+        reason = self.why_not_fused
+        if reason and self.precision == "bf16":
+            raise ValueError(f"precision='bf16' needs the fused training step, which cannot train this: {reason}")
+        if self.hidden is None:
+            self.loader.set_epoch(self.position.epoch - 1)
+            self.hidden = self.network.initial_state(self.loader.n_lanes)
+        else:  # Continue an interrupted epoch: without a loaded state the loader would start at the first block.
+            state = self.loader.state_dict()
+            if state.get("epoch", self.position.epoch - 1) != self.position.epoch - 1:
+                return iter(())  # the training was interrupted after the last block of the epoch
+            self.loader.load_state_dict(state)
+        return self.start_fused_epoch() if reason is None else iter(self.loader)
+
+    def _run_fused(self, epoch: FusedEpoch | CapturedEpoch, updates: int) -> tuple[int, bool]:
+        """Make at most `updates` updates by the fused step; return how many, and whether the epoch is over."""
+        assert self.hidden is not None
+        if self.schedule and self.schedule.per_update:
+            updates = 1
+        blocks, finished = epoch.run(updates, self.hidden, step=self.position.step)
+        for block in blocks:
+            add_loss(self.position, block.loss, block.steps, self.position.mini_batches)
+            self._advance(block.steps, block.events)
+        if self.schedule and blocks:
+            self.schedule.after_update()
+        return math.ceil(len(blocks) / self.accumulate), finished
 
     def start_fused_epoch(self) -> FusedEpoch | CapturedEpoch:
         """Start an epoch of the fused step at the loader's current position."""
@@ -211,29 +278,21 @@ class SessionEpochRunner:
             step = FusedTrainingStep(*modules, **options)
         return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed)
 
-    def _run_autograd(self, progress: Progress, between_updates: Callable[[], int | None], started: float) -> None:
-        """Train the rest of the epoch by autograd. started: as for `_run_fused`."""
-        position = self.position
-        blocks = iter(self.loader)
+    def _run_autograd(self, blocks: Iterator[SessionBlock]) -> tuple[int, bool]:
+        """Make the next update by autograd; return the number of updates, 0 or 1, and whether the epoch is over."""
         accumulated = 0
-        while True:
+        while accumulated < self.accumulate:
             with self.memory.phase("batch"):
                 block = next(blocks, None)
                 negatives = None if block is None else self._draw_negatives(len(block.n_live))
             if block is None:
                 break
             self.backpropagate(block, negatives)
-            progress.advance(block.n_events, position.mean_loss)
             accumulated += 1
-            if accumulated == self.accumulate:
-                accumulated = 0
-                self._update_weights()
-                position.seconds = time.perf_counter() - started
-                between_updates()
         if accumulated:
-            # The losses were divided by `accumulate`, but this last update of the epoch has fewer blocks.
+            # The losses were divided by `accumulate`, but the last update of the epoch may have fewer blocks.
             self._update_weights(scale=self.accumulate / accumulated)
-        self.read_losses()
+        return min(accumulated, 1), accumulated < self.accumulate
 
     def _draw_negatives(self, steps: int) -> Tensor | None:
         if not self.n_sample or self.sampler is None:
@@ -276,6 +335,7 @@ class SessionEpochRunner:
     def start_next_epoch(self) -> None:
         """Advance `position` to the start of the next epoch."""
         self.position, self.hidden = TrainingPosition(self.position.epoch + 1, self.position.step), None
+        self._running = None
 
     def read_losses(self) -> None:
         """Add the losses that are still on the device to `position`.
@@ -302,3 +362,44 @@ class SessionEpochRunner:
             self.hidden = [saved[str(layer)].to(self.loader.device, copy=True) for layer in range(len(saved))]
             if [(state.shape, state.dtype) for state in self.hidden] != [(s.shape, s.dtype) for s in initial]:
                 raise TypeError("the hidden states have other shapes or dtypes than the network")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return position, hidden states, seeds and schedule, as tensors and JSON values.
+
+        The network and the optimizer have state dicts of their own. A training that loads the three continues with the
+        same bits on the CPU, also within an epoch.
+        """
+        tensors, values = self.checkpoint_state()
+        return {
+            "position": asdict(self.position),
+            "seed": self.seed,
+            "data": self.data_identity,
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "hidden": {name: tensor.clone() for name, tensor in tensors.items()},
+            **values,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of `state_dict`. A seed that was drawn becomes that of `state`.
+
+        Raises:
+            ValueError: the state was saved with other data, another seed or another loader.
+        """
+        for name, own in {"data": self.data_identity, "seed": self.seed}.items():
+            if state[name] != own and not (name == "seed" and self.loader.seed_was_drawn):
+                raise ValueError(f"the state was saved with {name}={state[name]}, not {own}")
+        if (state["schedule"] is None) != (self.schedule is None):
+            raise ValueError("the state was saved with another lr_scheduler")
+        self.load_checkpoint_state(Checkpoint("", tensors=state["hidden"], progress=state))
+        self.position, self.seed, self._running = TrainingPosition.from_json(state["position"]), state["seed"], None
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move everything but the network and its optimizer to a device, on which the network must be; return self."""
+        self.loader.device = torch.device(device)
+        self.criterion.to(device)
+        self.sampler = None if self.sampler is None else self.sampler.to(self.loader.device)
+        self.hidden = None if self.hidden is None else [state.to(device) for state in self.hidden]
+        self._losses, self._captured_step, self._running = LossMonitor(self.loader.device), None, None
+        return self
