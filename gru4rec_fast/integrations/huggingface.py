@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -12,8 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+try:
+    import accelerate  # noqa: F401 (Trainer needs it)
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_utils import speed_metrics
+except ImportError as error:
+    raise ImportError(
+        "gru4rec_fast.integrations.huggingface needs transformers and accelerate: pip install transformers accelerate"
+    ) from error
+
 from gru4rec_fast.data import SessionBlock, SessionStore
-from gru4rec_fast.evaluation import Ties, evaluate_sessions
+from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.integrations.huggingface_model import (
     GRU4RecConfig,
     GRU4RecForNextItem,
@@ -22,11 +32,17 @@ from gru4rec_fast.integrations.huggingface_model import (
     SessionDataset,
 )
 from gru4rec_fast.models.builders import build_session_runner
-from gru4rec_fast.training import Checkpoint, CheckpointError, SessionEpochRunner, load_checkpoint, save_checkpoint
+from gru4rec_fast.optim import clip_grad_norm_
+from gru4rec_fast.training import (
+    Checkpoint,
+    CheckpointError,
+    SessionEpochRunner,
+    UpdateGroups,
+    load_checkpoint,
+    save_checkpoint,
+)
 from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.saved_values import damage_as_checkpoint_error
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import speed_metrics
 
 __all__ = [
     "GRU4RecConfig",
@@ -91,7 +107,9 @@ class SessionTrainingArguments(TrainingArguments):
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Blocks per update of the weights."})
     updates_per_step: int = field(default=32, metadata={"help": "Updates per step of the trainer, by the fused step."})
-    fused: bool = field(default=True, metadata={"help": "Train by the fused step, else by autograd, 1 update per step."})
+    fused: bool = field(
+        default=True, metadata={"help": "Train by the fused step; False: by autograd, 1 update per step."}
+    )
     bptt: int = field(default=1, metadata={"help": "Time steps per block, through which gradients propagate."})
     momentum: float = field(default=0.0, metadata={"help": "Momentum of Adagrad."})
     adagrad_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon under the root of Adagrad."})
@@ -109,7 +127,9 @@ class SessionTrainingArguments(TrainingArguments):
         for name, lack in _REFUSED_BY_FUSED_STEP.items() if self.fused else ():
             self._refuse(name, f"is not possible with fused=True: the fused step {lack}; or set fused=False")
         if self.train_sampling_strategy not in ("sequential", "random"):
-            raise ValueError(f"train_sampling_strategy={self.train_sampling_strategy!r}: choose 'sequential' or 'random'")
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r}: choose 'sequential' or 'random'"
+            )
         if self.train_sampling_strategy == "random" and not self.fused:
             raise ValueError(
                 "train_sampling_strategy='random' is not possible with fused=False: epochs would differ in length"
@@ -126,7 +146,7 @@ class SessionTrainingArguments(TrainingArguments):
         """Raise ValueError if the argument has another value than its default."""
         entry = next((entry for entry in fields(self) if entry.name == name), None)
         value = getattr(self, name, None)
-        # An argument that is None, 0, False, [] or "no" is off; some are None by default and normalized to one of these.
+        # An argument that is None, 0, False, [] or "no" is off.
         if entry is not None and value and value != "no" and value != entry.default:
             raise ValueError(f"{name}={getattr(value, 'value', value)!r} {reason}")
 
@@ -198,6 +218,7 @@ class SessionTrainer(Trainer):
             optimizers=optimizers,
         )
         self._runner: SessionEpochRunner | None = None
+        self._groups: UpdateGroups | None = None  # if the fused step trains
         self._blocks: Iterator[SessionBlock] | None = None  # of the current epoch, if autograd trains
 
     @property
@@ -230,10 +251,11 @@ class SessionTrainer(Trainer):
         if args.data_seed is not None:
             runner.loader.set_seed(args.data_seed)
         runner.position.step = int(model.step)
-        self._blocks = None
+        self._groups, self._blocks = None, None
         n_steps = len(runner.loader)
         if args.fused:
-            n_steps = -(-runner.n_updates // args.updates_per_step) * args.gradient_accumulation_steps
+            self._groups = UpdateGroups(runner, args.updates_per_step)
+            n_steps = len(self._groups) * args.gradient_accumulation_steps
         return DataLoader(_Steps(n_steps), batch_size=None)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -243,6 +265,8 @@ class SessionTrainer(Trainer):
             self.optimizer.param_groups[0]["weight_decay"] = self.args.weight_decay
         optimizer = super().create_optimizer(model)
         self.runner.optimizer = getattr(optimizer, "optimizer", optimizer)  # without Accelerate's wrapper
+        if self.args.fused and (reason := self.runner.why_not_fused):
+            raise ValueError(f"fused=True is not possible: {reason}; set fused=False")
         return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -270,19 +294,13 @@ class SessionTrainer(Trainer):
         Trainer calls this `gradient_accumulation_steps` times per step. The fused step accumulates by itself, so only
         the last of these calls trains.
         """
-        step, runner = inputs["step_in_epoch"], self.runner
-        if step == 0 and runner.position.mini_batches:
-            runner.start_next_epoch()
-            self._blocks = None
-        if not self.args.fused:
+        number, n_calls = inputs["step_in_epoch"], self.args.gradient_accumulation_steps
+        if self._groups is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        loss, n_calls = 0.0, self.args.gradient_accumulation_steps
-        if (step + 1) % n_calls == 0:
-            # In a random order, epochs differ slightly in length; each is divided into the same number of steps.
-            n_steps, number = len(self.callback_handler.train_dataloader) // n_calls, step // n_calls
-            n_updates = (number + 1) * runner.n_updates // n_steps - number * runner.n_updates // n_steps
-            loss = (runner.run_updates(n_updates).loss if n_updates else None) or 0.0
-            self.model.step.fill_(runner.position.step)
+        outcome = self._groups.run(number // n_calls) if (number + 1) % n_calls == 0 else None
+        self.model.step.fill_(self.runner.position.step)
+        # In a random order, an epoch may be shorter than the first one, and its last step has no update.
+        loss = 0.0 if outcome is None or outcome.loss is None else outcome.loss
         return torch.tensor(loss, device=self.args.device)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
@@ -290,11 +308,13 @@ class SessionTrainer(Trainer):
         if "step_in_epoch" not in inputs:
             return super().compute_loss(model, inputs, *args, **options)
         runner = self.runner
-        if self._blocks is None:
-            if runner.hidden is None:
-                runner.loader.set_epoch(runner.position.epoch - 1)
-                runner.hidden = self.model.network.initial_state(runner.loader.n_lanes)
+        if inputs["step_in_epoch"] == 0:
+            if runner.position.mini_batches:
+                runner.start_next_epoch()
+            runner.loader.set_epoch(runner.position.epoch - 1)
             self._blocks = iter(runner.loader)
+        elif self._blocks is None:
+            self._blocks = iter(runner.loader)  # at the position of the checkpoint
         block = next(self._blocks)
         output = model(
             input_ids=block.inputs.t(),
@@ -309,8 +329,16 @@ class SessionTrainer(Trainer):
         runner.position.events += block.n_events
         return output.loss
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in model.parameters()):
+            self.accelerator.unscale_gradients()
+            return clip_grad_norm_(model.parameters(), self.args.max_grad_norm or math.inf)
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return None if self.args.fused else super()._get_grad_norm(model, grad_norm)  # the fused step has no gradients
+        if self.args.fused:
+            return None  # the fused step leaves no gradients
+        return super()._get_grad_norm(model, self._clip_grad_norm(model) if grad_norm is None else grad_norm)
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Return the number of events of an epoch of training, else the number of sessions."""

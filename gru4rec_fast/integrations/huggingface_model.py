@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-
-try:
-    from transformers import PreTrainedConfig, PreTrainedModel
-    from transformers.utils import ModelOutput
-except ImportError as error:
-    raise ImportError(
-        "gru4rec_fast.integrations.huggingface needs transformers and accelerate: pip install transformers accelerate"
-    ) from error
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionStore
@@ -115,6 +109,8 @@ class GRU4RecForNextItem(PreTrainedModel):
         config: a seed of None is replaced by the seed that is drawn.
         support: integer [n_items], number of occurrences of each item in the training log, from which negatives are
             sampled; None: all are equal. It is saved with the weights.
+        sparse: whether the gradients of the tables are sparse. Their cost does not grow with the number of items, but
+            few optimizers accept them, and transformers.Trainer does not. The fused step has no gradients. Not saved.
         impl: "auto", "native" or "reference"; not saved.
 
     Raises:
@@ -127,16 +123,21 @@ class GRU4RecForNextItem(PreTrainedModel):
     support: Tensor
     step: Tensor
 
-    def __init__(self, config: GRU4RecConfig, support: ArrayLike | None = None, *, impl: str = "auto") -> None:
+    def __init__(
+        self, config: GRU4RecConfig, support: ArrayLike | None = None, *, sparse: bool = False, impl: str = "auto"
+    ) -> None:
         super().__init__(config)
         counts = np.ones(config.n_items, np.int64) if support is None else np.array(support)
         if counts.shape != (config.n_items,) or counts.dtype.kind not in "iu" or counts.min() < 0:
             raise ValueError(f"support must be {config.n_items} integers that are not negative, one for each item")
-        self.impl = impl
+        self.sparse, self.impl = sparse, impl
         # from_pretrained makes models on the device "meta", where the initial weights cannot be drawn.
         with torch.device("cpu"):
             network = build_session_network(config.to_parameters(impl=impl), config.n_items)
             self.network = network.to(torch.get_default_dtype())
+            for module in network.modules():
+                if isinstance(module, torch.nn.Embedding):
+                    module.sparse = sparse
             self.register_buffer("support", torch.from_numpy(counts.astype(np.int64)))
             # Number of mini-batches since the training began; with the seed it determines negatives and dropout masks.
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -145,9 +146,9 @@ class GRU4RecForNextItem(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_store(cls, store: SessionStore, *, impl: str = "auto", **parameters: Any) -> Self:
+    def from_store(cls, store: SessionStore, *, sparse: bool = False, impl: str = "auto", **parameters: Any) -> Self:
         """Return a new model for the items of a store; `parameters` are those of `GRU4RecConfig`."""
-        return cls(GRU4RecConfig(n_items=store.n_items, **parameters), store.support, impl=impl)
+        return cls(GRU4RecConfig(n_items=store.n_items, **parameters), store.support, sparse=sparse, impl=impl)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Leave the initial weights that the network has drawn."""
@@ -165,7 +166,7 @@ class GRU4RecForNextItem(PreTrainedModel):
     ) -> NextItemOutput:
         """Compute the sampled loss, or the scores of all items; see `NextItemOutput`.
 
-        In training mode each call draws new negatives and dropout masks. In eval mode the negatives are always the same.
+        In training mode each call draws new negatives and dropout masks. In eval mode the negatives do not change.
 
         Args:
             input_ids: int64 [batch, time], items; negative where a position is padding, on either side.
@@ -192,9 +193,11 @@ class GRU4RecForNextItem(PreTrainedModel):
             state = self.network.initial_state(inputs.shape[1])
         step = self._next_step(inputs.shape[0])
         hidden, new_state = self.network(inputs, list(state), reset, step=step)
+        if return_logits is None:
+            return_logits = labels is None
         return NextItemOutput(
             loss=None if labels is None else self._compute_loss(hidden, labels.t(), live, step, num_items_in_batch),
-            logits=self._score_last(hidden, live) if return_logits or (return_logits is None and labels is None) else None,
+            logits=self._score_last(hidden, live) if return_logits else None,
             last_hidden_state=hidden.transpose(0, 1),
             state=tuple(new_state),
         )
@@ -231,7 +234,7 @@ class GRU4RecForNextItem(PreTrainedModel):
         if self._loss is None or self._loss[0] is not support or self._loss[1] != support._version:
             p = self.config.to_parameters(impl=self.impl)
             criterion = build_criterion(p, support)
-            criterion.batch_size = 1  # `_compute_loss` divides
+            criterion.batch_size, criterion.sparse = 1, self.sparse  # `_compute_loss` divides
             sampler = ops.build_alias_table(support, p.sample_alpha, impl=self.impl).to(support.device)
             self._loss = support, support._version, criterion.to(support.device), sampler
         return self._loss[2:]
