@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gru4rec_fast.models.builders import build_session_network, build_session_runner
     from gru4rec_fast.models.graph_models import NGCF, GraphRecommender, LightGCN
     from gru4rec_fast.models.gru4rec import GRU4Rec
     from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from gru4rec_fast.models.session_recommender import SessionRecommender
 
 _MODULES = {
+    "builders": ("build_session_network", "build_session_runner"),
     "graph_models": ("NGCF", "GraphRecommender", "LightGCN"),
     "gru4rec": ("GRU4Rec",),
     "parameter_text": ("parse_parameter_string", "read_parameter_file"),
@@ -37,6 +39,8 @@ __all__ = [
     "NGCFParameters",
     "Recommendations",
     "SessionRecommender",
+    "build_session_network",
+    "build_session_runner",
     "parse_parameter_string",
     "read_parameter_file",
     "recommend",

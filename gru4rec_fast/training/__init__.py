@@ -11,9 +11,10 @@ from gru4rec_fast.training.interrupt import TrainingInterrupted
 from gru4rec_fast.training.options import TrainerOptions
 from gru4rec_fast.training.progress import Progress, make_progress
 from gru4rec_fast.training.schedules import Schedule, scheduler_names
-from gru4rec_fast.training.session_runner import SessionEpochRunner
+from gru4rec_fast.training.session_runner import SessionEpochRunner, UpdatesOutcome
 from gru4rec_fast.training.trainer import EpochRunner, Trainer
 from gru4rec_fast.training.training_position import TrainingDiverged, TrainingPosition
+from gru4rec_fast.training.update_groups import UpdateGroups
 
 __all__ = [
     "CapturedTrainingStep",
@@ -31,6 +32,8 @@ __all__ = [
     "TrainingDiverged",
     "TrainingInterrupted",
     "TrainingPosition",
+    "UpdateGroups",
+    "UpdatesOutcome",
     "load_checkpoint",
     "log_fingerprint",
     "make_progress",

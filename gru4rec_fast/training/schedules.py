@@ -30,6 +30,11 @@ def scheduler_names() -> list[str]:
 class Schedule:
     """A torch learning-rate scheduler that is stepped after each epoch, or after each update of the weights.
 
+    Attributes:
+        scheduler: the torch scheduler.
+        per_update: whether it is stepped after each update.
+        monitors_metric: whether it monitors a metric or the loss.
+
     Args:
         optimizer: the optimizer whose learning rate is scheduled.
         name: "step", "cosine", "plateau", or the name of a class in torch.optim.lr_scheduler.
@@ -60,9 +65,9 @@ class Schedule:
         interval = arguments.pop("interval", "epoch")
         if interval not in ("epoch", "update"):
             raise ValueError(f"lr_scheduler_options: interval={interval!r} is neither 'epoch' nor 'update'")
-        self._monitors_metric = class_name == "ReduceLROnPlateau"
+        self.monitors_metric = class_name == "ReduceLROnPlateau"
         self.per_update = interval == "update"
-        if self._monitors_metric and self.per_update:
+        if self.monitors_metric and self.per_update:
             raise ValueError(
                 "lr_scheduler='plateau' monitors a value that is only computed once per epoch: choose interval='epoch'"
             )
@@ -72,7 +77,7 @@ class Schedule:
             arguments.setdefault("step_size", max(1, n_epochs // 3))
         elif self._ends_with_training:
             arguments["T_max"] = n_epochs
-        elif self._monitors_metric:
+        elif self.monitors_metric:
             arguments.setdefault("mode", "max" if maximize else "min")
         scheduler_class = getattr(lr_scheduler, class_name)
         known = list(inspect.signature(scheduler_class).parameters)[1:]  # without the optimizer
@@ -82,7 +87,7 @@ class Schedule:
                 f"lr_scheduler_options: {class_name} has no {', '.join(unknown)}; choose from {', '.join(known)}"
             )
         try:
-            self._scheduler = scheduler_class(optimizer, **arguments)
+            self.scheduler = scheduler_class(optimizer, **arguments)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"lr_scheduler={name!r} with lr_scheduler_options={dict(options or {})}: {error}"
@@ -99,7 +104,7 @@ class Schedule:
         monitored: the metric or loss that "plateau" monitors. If the epoch was not validated, it is None, and "plateau"
             is not stepped.
         """
-        if self._monitors_metric:
+        if self.monitors_metric:
             if monitored is not None:
                 self._step(monitored)
         elif not self.per_update:
@@ -108,12 +113,12 @@ class Schedule:
     def _step(self, *monitored: float) -> None:
         # Prevents the warning that the scheduler is stepped before the optimizer. torch does not count updates by the
         # fused step, nor updates before a resume.
-        self._scheduler.optimizer._opt_called = True
-        self._scheduler.step(*monitored)
+        self.scheduler.optimizer._opt_called = True
+        self.scheduler.step(*monitored)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the entries of the scheduler's state that are JSON values."""
-        return {key: value for key, value in self._scheduler.state_dict().items() if _is_json(value)}
+        return {key: value for key, value in self.scheduler.state_dict().items() if _is_json(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state. Load the optimizer's state afterwards, since that state has the learning rate.
@@ -122,13 +127,13 @@ class Schedule:
             ValueError: a cosine schedule was as long as the saved training, and this training has another length. After
                 the end of the cosine the learning rate would increase again.
         """
-        if self._ends_with_training and state["T_max"] != self._scheduler.state_dict()["T_max"]:
+        if self._ends_with_training and state["T_max"] != self.scheduler.state_dict()["T_max"]:
             raise ValueError(
                 "T_max was not given, so the cosine ended with the saved training, but n_epochs has changed since: "
                 f"resume with n_epochs={state['T_max']}, or train anew with lr_scheduler_options={{'T_max': ...}}"
             )
         check_like_current(state, self.state_dict(), "schedule")
-        self._scheduler.load_state_dict(state)
+        self.scheduler.load_state_dict(state)
 
 
 def _is_json(value: Any) -> bool:

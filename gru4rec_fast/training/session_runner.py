@@ -181,7 +181,7 @@ class SessionEpochRunner:
                     updates = min(updates, max(1, math.ceil(limit / mini_batches_per_update)))
         self.read_losses()
 
-    def run_updates(self, updates: int) -> UpdatesOutcome:
+    def run_updates(self, updates: int | None = None) -> UpdatesOutcome:
         """Make at most `updates` updates of the current epoch, in a training loop that is not a `Trainer`'s.
 
             while not runner.run_updates(100).finished:
@@ -191,7 +191,7 @@ class SessionEpochRunner:
         The last call of an epoch may make no update. The network is set to training mode.
 
         Args:
-            updates: at least 1.
+            updates: at least 1; None makes all updates that are left.
 
         Raises:
             ValueError: `updates` is below 1, the epoch has no mini-batch, or precision="bf16" needs the fused step.
@@ -200,9 +200,10 @@ class SessionEpochRunner:
         """
         check_at_least(1, updates=updates)
         position, before, finished = self.position, replace(self.position), False
-        while updates > 0 and not finished:
-            n_made, finished = self._run_some(updates)
-            updates -= n_made
+        n_left = self.n_events if updates is None else updates  # an update has at least one event
+        while n_left > 0 and not finished:
+            n_made, finished = self._run_some(n_left)
+            n_left -= n_made
         self.read_losses()
         n_losses = position.loss_count - before.loss_count
         return UpdatesOutcome(

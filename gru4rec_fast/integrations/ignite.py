@@ -1,0 +1,107 @@
+"""Train in PyTorch-Ignite: engines that train and evaluate GRU4Rec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+try:
+    from ignite.engine import Engine, Events
+except ModuleNotFoundError as error:
+    message = "gru4rec_fast.integrations.ignite needs PyTorch-Ignite: pip install pytorch-ignite"
+    raise ModuleNotFoundError(message, name=error.name) from None
+
+from gru4rec_fast.data import SessionStore
+from gru4rec_fast.evaluation import NextItemNetwork, evaluate_sessions
+from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_session_runner
+from gru4rec_fast.training import SessionEpochRunner, UpdateGroups
+
+
+class SessionTrainer(Engine):
+    """The engine that `create_session_trainer` returns.
+
+    `state.output` is {"loss": mean loss of the step's mini-batches, "events": number of targets}. With `shuffle`, the
+    last step of an epoch may have no events; its loss is the mean of the epoch. `state.metrics` has "loss" and "events"
+    of the epoch.
+
+    Attributes:
+        network: the `SessionNetwork` that is trained.
+        runner: the `SessionEpochRunner` that trains it. `runner.optimizer` may be replaced before `run`.
+    """
+
+    def __init__(self, runner: SessionEpochRunner, updates_per_step: int) -> None:
+        super().__init__(self._make_updates)
+        self.runner, self.network = runner, runner.network
+        self._groups = UpdateGroups(runner, updates_per_step)
+        self.add_event_handler(Events.STARTED, self._announce)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
+
+    def run(self, data: Any = None, *args: Any, **options: Any) -> Any:
+        """Train, as `Engine.run`; without `data`, an epoch of the engine is an epoch of the sessions."""
+        return super().run(range(len(self._groups)) if data is None else data, *args, **options)
+
+    def _make_updates(self, engine: Engine, batch: Any) -> dict[str, float]:
+        outcome = self._groups.run((self.state.iteration - 1) % len(self._groups))
+        loss = self.runner.position.mean_loss if outcome.loss is None else outcome.loss
+        assert loss is not None  # an epoch has a mini-batch
+        return {"loss": loss, "events": outcome.events}
+
+    def _announce(self) -> None:
+        """Log whether the fused step or autograd trains."""
+        if (reason := self.runner.why_not_fused) is None:
+            self.logger.info("the fused step trains")
+        else:
+            self.logger.warning(f"autograd trains, not the fused step: {reason}")
+
+    def _finish_epoch(self) -> None:
+        position, schedule = self.runner.position, self.runner.schedule
+        self.state.metrics |= {"loss": position.mean_loss, "events": position.events}
+        is_finished = self.state.iteration % len(self._groups) == 0
+        if schedule is not None and is_finished:
+            schedule.after_epoch(position.mean_loss)
+
+
+def create_session_trainer(
+    store: SessionStore,
+    parameters: GRU4RecParameters | Mapping[str, Any] | None = None,
+    *,
+    updates_per_step: int = 32,
+) -> SessionTrainer:
+    """Return an engine that trains GRU4Rec by the fused step, nearly as fast as `GRU4Rec.fit`.
+
+        trainer = create_session_trainer(store, GRU4RecParameters(layers=(100,)))
+        trainer.run(max_epochs=5)
+
+    An iteration of the engine is `updates_per_step` updates of the weights. Where the fused step cannot train, autograd
+    does; a line of the engine's logger says which one trains.
+
+    To resume, also within an epoch, save and load the state dicts of the engine, `trainer.network`,
+    `trainer.runner.optimizer` and `trainer.runner`, e.g. with `ignite.handlers.Checkpoint`. On the CPU the resumed
+    training ends with the same bits as one that was not interrupted.
+
+    Args:
+        store: sessions for training.
+        parameters: hyper-parameters, or a mapping of them. `n_epochs` is only the default length of a schedule;
+            `monitor`, `evaluate_every`, `patience` and `min_delta` have no effect: add handlers to the engine.
+        updates_per_step: K, updates of the weights per iteration. At 1, the engine takes a large part of the time.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    p = parameters if isinstance(parameters, GRU4RecParameters) else GRU4RecParameters.create(parameters or {})
+    return SessionTrainer(build_session_runner(p, build_session_network(p, store.n_items), store), updates_per_step)
+
+
+def create_session_evaluator(network: NextItemNetwork, **options: Any) -> Engine:
+    """Return an engine that evaluates a network on stores: `create_session_evaluator(network).run([store])`.
+
+    After `run`, `state.metrics` has "recall@20" and the other metrics of the last store, and `state.output` its
+    `Report`. `options` are those of `evaluate_sessions`, e.g. cutoffs=(5, 20).
+    """
+
+    def evaluate(engine: Engine, store: SessionStore) -> Any:
+        report = evaluate_sessions(network, store, **options)
+        engine.state.metrics.update(report.metrics)
+        return report
+
+    return Engine(evaluate)

@@ -1,0 +1,146 @@
+"""integrations.ignite, with the real PyTorch-Ignite."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ignite", reason="PyTorch-Ignite is not installed: pip install pytorch-ignite")
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint, DiskSaver, TerminateOnNan
+from ignite.metrics import RunningAverage
+from markov import markov_store
+from test_estimator import as_table
+
+from gru4rec_fast import GRU4Rec
+from gru4rec_fast.evaluation import evaluate_sessions
+from gru4rec_fast.integrations.ignite import create_session_evaluator, create_session_trainer
+
+pytestmark = pytest.mark.usefixtures("native_library")
+STORE, VALIDATION = markov_store(), markov_store(seed=1)
+PARAMETERS = {"layers": (16,), "batch_size": 8, "n_sample": 32, "seed": 0, "dropout_p_embed": 0.2, "momentum": 0.3}
+EPOCH = 124  # mini-batches in an epoch of STORE
+
+
+def make_trainer(updates_per_step: int = 10, **changed: Any) -> Any:
+    return create_session_trainer(STORE, PARAMETERS | changed, updates_per_step=updates_per_step)
+
+
+def weights(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def state_of(trainer: Any) -> dict[str, Any]:
+    runner = trainer.runner
+    return {"trainer": trainer, "network": trainer.network, "optimizer": runner.optimizer, "runner": runner}
+
+
+@pytest.mark.parametrize("changed", [
+    {}, {"accumulate": 3, "bptt": 2}, {"shuffle": True}, {"lr_scheduler": "cosine", "n_epochs": 3}, {"fused": False},
+], ids=str)  # fmt: skip
+def test_training_ends_with_the_weights_of_fit(changed: dict[str, Any]) -> None:
+    trainer, outputs, rates = make_trainer(**changed), [], []
+    group = trainer.runner.optimizer.param_groups[0]
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: outputs.append(trainer.state.output))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: rates.append(group["lr"]))
+    trainer.run(max_epochs=3)
+    expected = GRU4Rec(**PARAMETERS | changed | {"n_epochs": 3}).fit(STORE, progress=False)
+    assert torch.equal(weights(trainer.network), weights(expected.network))
+    last = expected.history[-1]
+    assert trainer.state.metrics["loss"] == pytest.approx(last["loss"])
+    assert trainer.state.metrics["events"] == last["events"] == STORE.n_targets
+    assert sum(output["events"] for output in outputs) == 3 * STORE.n_targets
+    assert rates[-1] == last["learning_rate"]
+
+
+def test_an_iteration_is_a_group_of_updates() -> None:
+    for k, n in {1: EPOCH, 32: -(-EPOCH // 32), 1000: 1}.items():
+        trainer = make_trainer(updates_per_step=k)
+        assert trainer.run(max_epochs=2).iteration == 2 * n
+
+
+def test_shorter_epochs_of_the_engine_continue_the_sessions() -> None:
+    trainer, whole = make_trainer(), make_trainer()
+    trainer.run(max_epochs=13, epoch_length=2)  # 13 iterations are an epoch of the sessions
+    whole.run(max_epochs=2)
+    assert torch.equal(weights(trainer.network), weights(whole.network))
+
+
+@pytest.mark.parametrize("iteration", [4, 13, 14, 21])
+@pytest.mark.parametrize("changed", [{}, {"shuffle": True, "seed": None}, {"fused": False}, {"lr_scheduler": "cosine"}],
+                         ids=str)  # fmt: skip
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, changed: dict[str, Any], iteration: int) -> None:
+    torch.manual_seed(1)
+    whole = make_trainer(**changed)
+    save = Checkpoint(state_of(whole), DiskSaver(tmp_path, require_empty=False))
+    # A checkpoint at the end of an epoch is written when the epoch has completed, after the schedule was stepped.
+    event = Events.EPOCH_COMPLETED(once=1) if iteration == 13 else Events.ITERATION_COMPLETED(once=iteration)
+    whole.add_event_handler(event, save)
+    whole.run(max_epochs=3)
+    resumed = make_trainer(**changed)  # another seed, if it is drawn
+    Checkpoint.load_objects(state_of(resumed), torch.load(save.last_checkpoint, weights_only=True))
+    resumed.run(max_epochs=3)
+    assert resumed.runner.position.step == whole.runner.position.step
+    assert torch.equal(weights(resumed.network), weights(whole.network))
+
+
+def test_a_state_of_another_seed_or_schedule_is_refused() -> None:
+    state = make_trainer().runner.state_dict()
+    with pytest.raises(ValueError, match="the state was saved with seed=0, not 1"):
+        make_trainer(seed=1).runner.load_state_dict(state)
+    with pytest.raises(ValueError, match="the state was saved with another lr_scheduler"):
+        make_trainer(lr_scheduler="cosine").runner.load_state_dict(state)
+
+
+def test_the_evaluator_has_the_metrics_of_the_store() -> None:
+    trainer = make_trainer()
+    evaluator = create_session_evaluator(trainer.network, cutoffs=(5,))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=5), lambda: evaluator.run([VALIDATION]))
+    trainer.run(max_epochs=1)
+    assert torch.equal(weights(trainer.network), weights(GRU4Rec(**PARAMETERS | {"n_epochs": 1})
+                                                         .fit(STORE, progress=False).network))  # fmt: skip
+    metrics = evaluator.run([VALIDATION]).metrics
+    assert metrics == evaluate_sessions(trainer.network, VALIDATION, cutoffs=(5,)).metrics
+    assert isinstance(evaluator, Engine) and evaluator.state.output.n_targets == VALIDATION.n_targets
+
+
+def test_metrics_and_handlers_of_ignite_read_the_output() -> None:
+    trainer = make_trainer(shuffle=True)
+    RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "running")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(lambda output: output["loss"]))
+    state = trainer.run(max_epochs=2)
+    assert state.epoch == 2 and 0 < state.metrics["running"] < 10
+
+
+def test_what_the_fused_step_cannot_train_is_trained_by_autograd(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    trainer = make_trainer()
+    trainer.run(max_epochs=1)
+    assert [r.message for r in caplog.records if "trains" in r.message] == ["the fused step trains"]
+    trainer = make_trainer()
+    before = weights(trainer.network)
+    trainer.runner.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=0.5)
+    trainer.run(max_epochs=1)
+    assert "autograd trains, not the fused step: the step supports exactly SparseAdagrad, not SGD" in caplog.text
+    assert not torch.equal(weights(trainer.network), before)
+
+
+def test_the_examples_on_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "integrations" / "ignite.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, store in {"train": STORE, "valid": VALIDATION}.items():
+        as_table(store).to_csv(f"{name}.tsv", sep="\t", index=False)
+    namespace: dict[str, Any] = {}
+    epochs = []
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        assert len(code.splitlines()) < 40
+        exec(compile(code, "ignite.md", "exec"), namespace)
+        epochs.append(namespace["trainer"].state.epoch)
+    assert epochs[0] <= 5 and epochs[1] == 7  # the first training may stop early
+    assert namespace["evaluator"].state.metrics["recall@20"] > 0.9  # a random order has 20/30
