@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from gru4rec_fast import ops
 from gru4rec_fast.nn.embedding_rows import can_read_values, gather_rows
 from gru4rec_fast.ops._checks import check_choice
-from gru4rec_fast.ops.sampled_loss import LOSSES, widened
+from gru4rec_fast.ops.sampled_loss import LOSSES
 
 
 class SampledLoss(nn.Module):
     """Ranking loss over in-batch and sampled negatives, for T steps of B lanes (`gru4rec_fast.ops.sampled_loss`).
 
-    A lane is one of the B sessions that are processed in parallel. It is live at a step if it has a target there.
+    A lane is one of the B sessions that are processed in parallel. It is live at a step if it has a target there. The
+    loss of bfloat16 and float16 tensors is computed in float32 and has this dtype.
 
     Args:
         loss: "cross-entropy", "bpr-max", "top1", "top1-max" or "bpr".
@@ -143,21 +144,27 @@ class SampledLoss(nn.Module):
             log_q[targets.shape[0] :] *= self.sample_alpha
         rows = gather_rows(weight, items, sparse=self.sparse, padding=padding)
         biases = None if bias is None else gather_rows(bias, items, sparse=self.sparse, padding=padding)
+        if hidden.dtype == rows.dtype == torch.float16:  # the operator has no float16
+            hidden, rows = hidden.float(), rows.float()
         return ops.sampled_loss(
             hidden,
             rows,
-            None if biases is None else widened(biases),
+            None if biases is None else _at_least_float32(biases),
             loss=self.loss,
             batch_size=self.batch_size,
             in_batch=self.in_batch,
             live=live,
-            log_q=None if log_q is None else widened(log_q),
+            log_q=None if log_q is None else _at_least_float32(log_q),
             ids=items if self.mask_accidental_hits else None,
             elu_param=self.elu_param,
             bpreg=self.bpreg,
             label_smoothing=self.label_smoothing,
             impl=self.impl,
         )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _check_shapes(

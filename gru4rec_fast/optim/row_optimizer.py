@@ -13,6 +13,8 @@ from gru4rec_fast import ops
 from gru4rec_fast._backend import resolve
 from gru4rec_fast.ops.sparse_update import Rule, State, update_all
 
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+
 
 class RowOptimizer(torch.optim.Optimizer):
     """Base class of optimizers whose update rule is an operator of `gru4rec_fast.ops.sparse_update`.
@@ -22,8 +24,10 @@ class RowOptimizer(torch.optim.Optimizer):
     have sparse gradients if the rule moves rows that the gradient does not contain: updating all rows would be another
     training, and would take time in proportion to the table.
 
-    `weight_decay` adds weight_decay * w to the gradient of what is updated; `maximize` negates the gradient. A subclass
-    sets `operator`, the name in gru4rec_fast.ops of the row update, and `rule`, a PyTorch function that
+    `weight_decay` adds weight_decay * w to the gradient of what is updated; `maximize` negates the gradient. Parameters
+    of other dtypes than float32 and float64 are updated by PyTorch operators.
+
+    A subclass sets `operator`, the name in gru4rec_fast.ops of the row update, and `rule`, a PyTorch function that
     computes the same update of whole tensors. It implements `moves_all_rows`, `state_tensors` and `options`.
     """
 
@@ -102,7 +106,8 @@ class RowOptimizer(torch.optim.Optimizer):
         grad = _regularized(parameter, grad, group["weight_decay"], group["maximize"])
         state = self.state[parameter]
         tensors, options = self.state_tensors(state, parameter, group), self.options(state, group)
-        update = partial(getattr(ops, self.operator), **options, impl=self.impl)
+        impl = self.impl if parameter.dtype in _KERNEL_DTYPES or self.impl == "native" else "reference"
+        update = partial(getattr(ops, self.operator), **options, impl=impl)
         if grad.is_sparse:
             update(parameter, *tensors, grad._indices()[0], grad._values())
         elif self._has_kernel(parameter):
@@ -117,7 +122,7 @@ class RowOptimizer(torch.optim.Optimizer):
     def _has_kernel(self, parameter: Tensor) -> bool:
         """Return whether the native row update can update the whole parameter as one row."""
         is_native = resolve(self.impl, self.operator, parameter.device.type) != "reference"
-        return is_native and parameter.is_contiguous() and parameter.dtype in (torch.float32, torch.float64)
+        return is_native and parameter.is_contiguous() and parameter.dtype in _KERNEL_DTYPES
 
 
 def _regularized(parameter: Tensor, grad: Tensor, weight_decay: float, maximize: bool) -> Tensor:
