@@ -113,6 +113,10 @@ class SessionTrainingArguments(TrainingArguments):
     bptt: int = field(default=1, metadata={"help": "Time steps per block, through which gradients propagate."})
     momentum: float = field(default=0.0, metadata={"help": "Momentum of Adagrad."})
     adagrad_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon under the root of Adagrad."})
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={"help": "Metric that selects the best model; by default the recall at the first cut-off."},
+    )
     cutoffs: list[int] = field(default_factory=lambda: [20], metadata={"help": "Values of k in eval_recall@k ..."})
     ties: str = field(default="conservative", metadata={"help": "How an evaluation ranks equal scores."})
 
@@ -190,6 +194,8 @@ class SessionTrainer(Trainer):
 
     args: SessionTrainingArguments
     model: GRU4RecForNextItem
+    optimizer: Any
+    control: Any
 
     def __init__(
         self,
