@@ -80,11 +80,11 @@ _REFUSED = {
 _REFUSED_BY_FUSED_STEP = {
     "max_grad_norm": "does not clip gradients",
     "optim": "has no other optimizer than adagrad",
-    "optim_args": "has momentum= and adagrad_epsilon=",
     "weight_decay": "has no weight decay",
     "fp16": "has no fp16; bf16=True rounds the factors of its matrix products to bfloat16",
     "torch_compile": "is compiled already",
 }
+_NEED_METRIC = {"best", "reduce_lr_on_plateau"}  # save_strategy and lr_scheduler_type that compare a metric
 
 
 @dataclass
@@ -121,8 +121,8 @@ class SessionTrainingArguments(TrainingArguments):
     ties: str = field(default="conservative", metadata={"help": "How an evaluation ranks equal scores."})
 
     def __post_init__(self) -> None:
-        selects_best = self.load_best_model_at_end or "best" in str(self.save_strategy)
-        if self.metric_for_best_model is None and (selects_best or "plateau" in str(self.lr_scheduler_type)):
+        names = [getattr(name, "value", name) for name in (self.save_strategy, self.lr_scheduler_type)]
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or {*names} & _NEED_METRIC):
             self.metric_for_best_model = f"recall@{self.cutoffs[0]}"
         super().__post_init__()
         check_at_least(1, updates_per_step=self.updates_per_step)
@@ -138,6 +138,10 @@ class SessionTrainingArguments(TrainingArguments):
             raise ValueError(
                 "train_sampling_strategy='random' is not possible with fused=False: epochs would differ in length"
             )
+        if self.optim == "adagrad" and self.optim_args:
+            raise ValueError(f"optim_args={self.optim_args!r}: adagrad has the arguments momentum and adagrad_epsilon")
+        if self.optim != "adagrad" and self.momentum:
+            raise ValueError(f"momentum={self.momentum} belongs to optim='adagrad'")
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16=True needs a GPU")
         if self.world_size > 1 or self.n_gpu > 1:
@@ -336,15 +340,17 @@ class SessionTrainer(Trainer):
         return output.loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in model.parameters()):
-            self.accelerator.unscale_gradients()
-            return clip_grad_norm_(model.parameters(), self.args.max_grad_norm or math.inf)
-        return super()._clip_grad_norm(model)
+        if not _has_sparse_gradients(model):
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if self.args.fused:
             return None  # the fused step leaves no gradients
-        return super()._get_grad_norm(model, self._clip_grad_norm(model) if grad_norm is None else grad_norm)
+        if grad_norm is None and _has_sparse_gradients(model):
+            grad_norm = clip_grad_norm_(model.parameters(), math.inf)
+        return super()._get_grad_norm(model, grad_norm)
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Return the number of events of an epoch of training, else the number of sessions."""
@@ -397,6 +403,10 @@ class SessionTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _has_sparse_gradients(model: nn.Module) -> bool:
+    return any(parameter.grad is not None and parameter.grad.is_sparse for parameter in model.parameters())
 
 
 def _as_dataset(data: Any, name: str) -> SessionDataset:

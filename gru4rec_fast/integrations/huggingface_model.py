@@ -141,7 +141,8 @@ class GRU4RecForNextItem(PreTrainedModel):
             self.register_buffer("support", torch.from_numpy(counts.astype(np.int64)))
             # Number of mini-batches since the training began; with the seed it determines negatives and dropout masks.
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        config.seed = self.network.seed
+        _store_seed(self)
+        self.register_load_state_dict_post_hook(_store_seed)
         self._loss: tuple[Tensor, int, SampledLoss, ops.AliasTable] | None = None
         self.post_init()
 
@@ -245,6 +246,11 @@ class GRU4RecForNextItem(PreTrainedModel):
         last = (positions * live).amax(0)
         queries = hidden[last, torch.arange(live.shape[1], device=live.device)]
         return torch.nn.functional.linear(queries, self.network.output_weight, self.network.output_bias)
+
+
+def _store_seed(model: GRU4RecForNextItem, incompatible_keys: Any = None) -> None:
+    """Store the seed in the configuration: one that the network drew, or took from a checkpoint."""
+    model.config.seed = model.network.seed
 
 
 class SessionDataset(torch.utils.data.Dataset[dict[str, Any]]):

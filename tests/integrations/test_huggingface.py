@@ -93,6 +93,16 @@ def test_fused_training_has_the_bits_of_fit_and_resumes_within_an_epoch(
         assert resumed.state.global_step == trainer.state.global_step
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_drawn_seed_is_in_the_checkpoint(tmp_path: Path, fused: bool) -> None:
+    trainer = train(tmp_path, model=make_model(seed=None), fused=fused, save_strategy="steps", save_steps=8)
+    model = make_model(seed=None)
+    assert model.config.seed != trainer.model.config.seed
+    train(tmp_path / "resumed", tmp_path / "checkpoint-8", model, fused=fused)
+    assert_equal_weights(model.network, trainer.model.network)
+    assert model.config.seed == trainer.model.config.seed
+
+
 def test_losses_and_metrics_are_those_of_fit(tmp_path: Path) -> None:
     trainer = train(tmp_path, eval_strategy="epoch", logging_strategy="epoch")
     model = GRU4Rec(**MODEL, batch_size=8, n_epochs=2).fit(STORE, validation=VALIDATION, progress=False)
@@ -167,8 +177,10 @@ REFUSED = [
     ({"dataloader_num_workers": 2}, "dataloader_num_workers=2 has no meaning"),
     ({"ignore_data_skip": True}, "ignore_data_skip=True has no meaning"),
     ({"auto_find_batch_size": True}, "auto_find_batch_size=True has no meaning"),
-    ({"train_sampling_strategy": "group_by_length"}, "choose sequential or random"),
+    ({"train_sampling_strategy": "group_by_length"}, "choose 'sequential' or 'random'"),
     ({"train_sampling_strategy": "random", "fused": False}, "epochs would differ in length"),
+    ({"optim_args": "eps=1"}, "optim_args='eps=1': adagrad has the arguments momentum and adagrad_epsilon"),
+    ({"optim": "adamw_torch", "fused": False, "momentum": 0.1}, "momentum=0.1 belongs to optim='adagrad'"),
     ({"updates_per_step": 0}, "updates_per_step=0: must be at least 1"),
 ]
 
