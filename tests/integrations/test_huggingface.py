@@ -71,7 +71,7 @@ def assert_equal_weights(network: torch.nn.Module, other: torch.nn.Module, toler
 
 CASES = [
     ({}, {}),
-    ({"gradient_accumulation_steps": 3, "bptt": 2}, {"accumulate": 3, "bptt": 2}),
+    ({"gradient_accumulation_steps": 3, "bptt": 2, "updates_per_step": 4}, {"accumulate": 3, "bptt": 2}),
     ({"train_sampling_strategy": "random", "momentum": 0.3}, {"shuffle": True, "momentum": 0.3}),
     ({"bf16": True}, {"precision": "bf16"}),
 ]
