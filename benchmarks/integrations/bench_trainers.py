@@ -1,4 +1,4 @@
-"""Benchmark GRU4Rec training within the loops of Lightning and Ignite, and a plain loop, with `fit` as the standard.
+"""Benchmark GRU4Rec training within the loops of other libraries, and a plain loop, with `fit` as the standard.
 
     pytest benchmarks/integrations/bench_trainers.py --threads 1
 
@@ -6,6 +6,7 @@ A unit of work is one mini-batch of rsc15_100k with the setting "xe-100". Sides:
 
     fit                     `GRU4Rec.fit`
     loop K, ignite K, lightning K    the fused step, K updates per iteration of the loop
+    huggingface K           SessionTrainer of Hugging Face, K updates per step
     lightning autograd      a LightningModule of operators and autograd, with automatic optimization
     lightning plain         a LightningModule of plain PyTorch (naive_pytorch.py)
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -66,6 +68,39 @@ def ignite_side(store: SessionStore, k: int) -> Side:
 
     trainer = create_session_trainer(store, {"seed": 0, **SETTING.parameters()}, updates_per_step=k)
     return grouped_side(lambda n: trainer.run(max_epochs=1, epoch_length=n), k)
+
+
+def huggingface_side(store: SessionStore, k: int) -> Side:
+    """Return the side that trains by SessionTrainer. The time is that from the first to the last step."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    from gru4rec_fast.integrations.huggingface import GRU4RecForNextItem, SessionTrainer, SessionTrainingArguments
+
+    parameters = {"seed": 0, **SETTING.parameters()}
+    for_trainer = {"batch_size", "learning_rate", "momentum"}
+    model = GRU4RecForNextItem.from_store(store, **{n: v for n, v in parameters.items() if n not in for_trainer})
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.seconds = time.perf_counter() - self.started
+
+    def side(n: int) -> float:
+        clock, n_steps = Clock(), max(1, round(n / k))
+        arguments = SessionTrainingArguments(
+            tempfile.gettempdir(), max_steps=n_steps, updates_per_step=k, use_cpu=True, disable_tqdm=True,
+            save_strategy="no", logging_strategy="no", report_to="none",
+            per_device_train_batch_size=parameters["batch_size"], learning_rate=parameters["learning_rate"],
+            momentum=parameters.get("momentum", 0.0),
+        )  # fmt: skip
+        trainer = SessionTrainer(model, arguments, train_dataset=store, callbacks=[clock])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return clock.seconds / n_steps / k
+
+    return side
 
 
 def lightning_side(module: Any, k: int = 1, data: Any = None) -> Side:
@@ -154,6 +189,8 @@ def test_trainers(compare: Any, logs: SessionLogs) -> None:
     sides |= {f"loop {k}": loop_side(store, k) for k in GROUP_SIZES}
     if find_spec("ignite"):
         sides |= {f"ignite {k}": ignite_side(store, k) for k in GROUP_SIZES}
+    if find_spec("transformers") and find_spec("accelerate"):
+        sides |= {f"huggingface {k}": huggingface_side(store, k) for k in GROUP_SIZES}
     if find_spec("lightning"):
         sides |= lightning_sides(store)
     goals: dict[str, dict[str, float]] = {
