@@ -159,7 +159,8 @@ class GRU4RecModule(pl.LightningModule):
         if not isinstance(optimizer, Optimizer):
             raise ValueError("configure_optimizers must return one optimizer")
         self.runner.optimizer = optimizer
-        self.runner.schedule = _UpdateSchedules(self) if self.trainer.lr_scheduler_configs else None
+        schedule: Any = _UpdateSchedules(self) if self.trainer.lr_scheduler_configs else None
+        self.runner.schedule = schedule
         self.runner.to(self.device)
         # A checkpoint that was loaded by load_from_checkpoint, or for a validation, starts a training from its weights.
         if self._saved_position is not None and self.trainer.ckpt_path is not None:
@@ -328,7 +329,7 @@ class SessionDataModule(pl.LightningDataModule):
         **columns: str,
     ) -> None:
         super().__init__()
-        self.train_store = open_sessions(train, **columns)
+        self.train_store = open_sessions(train, None, **columns)
         self.validation_store, self.test_store = (
             None if data is None else open_sessions(data, self.train_store.vocabulary, **columns)
             for data in (validation, test)
