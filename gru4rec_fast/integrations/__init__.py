@@ -1,1 +1,1 @@
-"""Adapters to other libraries, one module for each: `gru4rec_official`, `optuna`."""
+"""Adapters to other libraries, one module for each. None is imported with the package; docs/index.md lists their pages."""
