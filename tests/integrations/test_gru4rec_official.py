@@ -422,7 +422,7 @@ def test_parameter_file_is_not_run(tmp_path: Path) -> None:
     [
         ("layers = [8]", "must assign the parameters to gru4rec_params once, not 0 times"),
         ("gru4rec_params = {}\ngru4rec_params = {}", "once, not 2 times"),
-        ("\ngru4rec_params = {'layer': [8]}", r"line 2: GRU4Rec has no parameter layer; did you mean 'layers'"),
+        ("\ngru4rec_params = {'layer': [8]}", r"line 2: GRU4Rec has no parameter 'layer'; did you mean 'layers'"),
         ("gru4rec_params = list([1])", "line 1: gru4rec_params must be a dict or an OrderedDict of literals"),
         ("gru4rec_params = 5", "line 1: 'int' object is not iterable"),
         ("gru4rec_params = {", "is no Python file"),
@@ -487,7 +487,7 @@ def test_program_converts_an_official_model(tmp_path: Path) -> None:
     ("arguments", "problem"),
     [
         (["missing.tsv", "-ps", "layers=8"], "error: missing.tsv: there is no such file"),
-        (["train.tsv", "-ps", "layer=8"], "error: GRU4Rec has no parameter layer; did you mean 'layers'?"),
+        (["train.tsv", "-ps", "layer=8"], "error: GRU4Rec has no parameter 'layer'; did you mean 'layers'?"),
         (["train.tsv", "-ps", PARAMETER_STRING, "-ik", "Item"], "has no column 'Item'"),
         (["train.tsv", "-l"], "train.tsv"),
     ],

@@ -133,6 +133,8 @@ def _run(options: argparse.Namespace) -> None:
 
     study = optuna.create_study(direction="maximize")
     study.optimize(objective, n_trials=options.ntrials)
+    if all(trial.state is optuna.trial.TrialState.PRUNED for trial in study.trials):
+        raise RuntimeError("the training of every trial has diverged: search smaller learning rates")
     best = ",".join(f"{name}={value}" for name, value in study.best_params.items())
     print(f"best {options.primary_metric}@{options.measure} {study.best_value:.6f} with {best}")
     model = _fit(fixed | study.best_params, train, options.device)
