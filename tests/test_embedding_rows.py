@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
+from sync_detector import SyncDetector
 from torch import Tensor
 
-from gru4rec_fast.nn import embedding_rows, gather_rows
+from gru4rec_fast.nn import SampledLoss, SessionNetwork, embedding_rows, gather_rows
 
 INDICES = {
     "matrix": torch.tensor([[3, 1], [0, 3]]),
@@ -59,6 +62,26 @@ def test_without_padding_the_result_is_the_same(sparse: bool) -> None:
 def test_rows_of_padding_are_zero_for_a_table_with_nan(device_kind: str) -> None:
     table = torch.full((2, 3), torch.nan)
     assert torch.equal(gather_rows(table, torch.tensor([-1])), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_with_padding_causes_no_synchronization(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("embedding_rows", "sampled_loss"):
+        monkeypatch.setattr(f"gru4rec_fast.nn.{module}.can_read_values", lambda tensor: False)
+    loss_operator = import_module("gru4rec_fast.ops.sampled_loss")
+    monkeypatch.setattr(loss_operator, "_is_one", lambda grad: False)  # reads a value on the CPU only
+    network, criterion = SessionNetwork(9, [5], sparse=sparse), SampledLoss(batch_size=2, sparse=sparse)
+    inputs, targets, negatives = (
+        torch.tensor([[1, 2], [3, -1]]),
+        torch.tensor([[2, 3], [4, -1]]),
+        torch.ones(2, 3).long(),
+    )
+    with SyncDetector() as detector:
+        hidden, _ = network(inputs)
+        criterion(hidden, network.output_weight, network.output_bias, targets, negatives).backward()
+    with SyncDetector(copies=True) as copies, torch.no_grad():
+        gather_rows(network.output_weight, inputs, sparse=sparse)
+    assert not detector.seen and not copies.seen
 
 
 @pytest.mark.parametrize("sparse", [False, True])

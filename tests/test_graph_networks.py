@@ -410,6 +410,23 @@ def test_loss_compiles_to_one_graph(impl: str) -> None:
         torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("only_needed", [True, False])
+@pytest.mark.parametrize("network_class", [NGCFNetwork, LightGCNNetwork])
+def test_a_sparse_gradient_of_the_embedding_equals_the_dense_one(network_class: type, only_needed: bool) -> None:
+    graph = random_graph(60, 70, 80, seed=0)
+    layers = {"layer_sizes": [4]} if network_class is NGCFNetwork else {"n_layers": 1}
+    grads = []
+    for sparse in (False, True):
+        network = network_class(graph, 4, **layers, only_needed=only_needed, sparse=sparse, seed=1).double()
+        bpr, norm = network.loss(torch.tensor([3, 3]), torch.tensor([5, 6]), torch.tensor([7, 5]))
+        (bpr + 0.1 * norm).backward()
+        grads.append(network.embedding.grad)
+    dense, sparse = grads
+    assert not dense.is_sparse and sparse.is_sparse
+    torch.testing.assert_close(sparse.to_dense(), dense, rtol=1e-12, atol=1e-15)
+    assert (len(sparse.coalesce()._indices()[0]) < 40) == only_needed
+
+
 def test_layers_share_the_indices_of_the_graph() -> None:
     graph = random_graph(6, 7, 20, seed=0)
     network = NGCFNetwork(graph, 4, [4, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -114,12 +115,16 @@ def test_an_optimizer_with_momentum_refuses_a_dense_gradient_of_a_table(make_opt
     train(sparse, make_optimizer(sparse.parameters()))
 
 
-def test_an_optimizer_with_momentum_refuses_the_table_of_a_copied_network_or_of_an_nn_embedding() -> None:
-    criterion, embedding = SampledLoss(batch_size=LANES), nn.Embedding(N_ITEMS, 8)
-    _, targets, negatives = next(draw_batches(1))
-    criterion(torch.rand(STEPS, LANES, 8), embedding.weight, None, targets, negatives).backward()
-    with pytest.raises(ValueError, match="is dense"):
-        SparseAdagrad(embedding.parameters(), momentum=0.1).step()
+def test_a_copied_table_and_the_weight_of_an_nn_embedding_are_recognized_as_tables() -> None:
+    batch, embedding = next(draw_batches(1)), nn.Embedding(N_ITEMS, 8)
+    model = Model()
+    model(*batch)
+    copied = copy.deepcopy(model)
+    copied(*batch).backward()
+    SampledLoss(batch_size=LANES)(torch.rand(STEPS, LANES, 8), embedding.weight, None, *batch[1:]).backward()
+    for parameters in (copied.network.output.parameters(), embedding.parameters()):
+        with pytest.raises(ValueError, match="is dense"):
+            SparseAdagrad(parameters, momentum=0.1).step()
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -48,10 +48,12 @@ def gather_rows(table: Tensor, index: Tensor, *, sparse: bool = False, padding: 
     if reads_values:
         zeros = table.new_zeros((*index.shape, *table.shape[1:]))
         return zeros.masked_scatter(mask, _gather(table, index[live], sparse))
-    # Selecting the rows that are not padding would synchronize with the GPU. Instead, padding repeats a row that has a
-    # gradient anyway, and adds zero to this gradient. (If everything is padding, row 0 gets a gradient of zero.)
-    repeated = index.amax().clamp(min=0) if sparse and index.numel() else index.new_zeros(())
-    return torch.where(mask, _gather(table, torch.where(live, index, repeated), sparse), 0)
+    # Selecting the rows that are not padding would synchronize with the GPU. Instead, padding reads row 0 and adds zero
+    # to the gradient of this row, or of a row that is in the sparse gradient anyway. (If everything is padding, that is
+    # row 0, too.)
+    if sparse and index.numel():
+        index = torch.where(live, index, index.amax())
+    return _gather(table, index.clamp(min=0), sparse).masked_fill(~mask, 0)  # torch.where would copy the 0 to the GPU
 
 
 def can_read_values(tensor: Tensor) -> bool:
