@@ -66,6 +66,7 @@ def create_session_trainer(
     parameters: GRU4RecParameters | Mapping[str, Any] | None = None,
     *,
     updates_per_step: int = 32,
+    sparse: bool = True,
 ) -> SessionTrainer:
     """Return an engine that trains GRU4Rec by the fused step, nearly as fast as `GRU4Rec.fit`.
 
@@ -84,12 +85,15 @@ def create_session_trainer(
         parameters: hyper-parameters, or a mapping of them. `n_epochs` is only the default length of a schedule;
             `monitor`, `evaluate_every`, `patience` and `min_delta` have no effect: add handlers to the engine.
         updates_per_step: K, updates of the weights per iteration. At 1, the engine takes a large part of the time.
+        sparse: whether autograd computes sparse gradients of the item tables. False if `trainer.runner.optimizer` is
+            replaced by one that takes dense gradients only, such as Adam. The fused step needs no gradients.
 
     Raises:
         ValueError: a value is out of range.
     """
     p = parameters if isinstance(parameters, GRU4RecParameters) else GRU4RecParameters.create(parameters or {})
-    return SessionTrainer(build_session_runner(p, build_session_network(p, store.n_items), store), updates_per_step)
+    network = build_session_network(p, store.n_items, sparse=sparse)
+    return SessionTrainer(build_session_runner(p, network, store), updates_per_step)
 
 
 def create_session_evaluator(network: NextItemNetwork, **options: Any) -> Engine:

@@ -67,13 +67,16 @@ class GRU4RecModule(pl.LightningModule):
             `seed_everything` seeds.
         validation: sessions for validation, with the vocabulary of `store`; or None.
         updates_per_step: K, updates of the weights per batch. At 1, Lightning takes most of the time.
+        sparse: whether autograd computes sparse gradients of the item tables. False if a subclass has an optimizer that
+            takes dense ones only, such as Adam. The fused step needs no gradients.
 
     Attributes:
         network: the `SessionNetwork`. `GRU4Rec.from_network` makes an estimator of it.
         runner: the `SessionEpochRunner` that trains the network; `runner.position` says how far the training has come.
 
-    A subclass may override `configure_optimizers`, to train with another optimizer or other schedulers. They are stepped
-    after every epoch, or with interval "step" after every update; ReduceLROnPlateau monitors the parameter `monitor`.
+    A subclass may override `configure_optimizers`, to train with another optimizer or other schedulers. A scheduler is
+    stepped after every epoch, or with interval "step" after every update. ReduceLROnPlateau monitors what the parameter
+    `monitor` names.
 
     Raises:
         ValueError: a value is out of range, or the validation sessions have another vocabulary.
@@ -86,11 +89,12 @@ class GRU4RecModule(pl.LightningModule):
         *,
         validation: SessionStore | None = None,
         updates_per_step: int = 32,
+        sparse: bool = True,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         values = parameters.to_dict() if isinstance(parameters, GRU4RecParameters) else dict(parameters or {})
-        self.save_hyperparameters({"parameters": values, "updates_per_step": updates_per_step})
+        self.save_hyperparameters({"parameters": values, "updates_per_step": updates_per_step, "sparse": sparse})
         # Lightning moves the module to its device before it trains.
         self.hyper_parameters = p = GRU4RecParameters.create(values | {"device": "cpu"})
         self.validation = None if validation is None else open_sessions(validation, store.vocabulary)
@@ -101,7 +105,7 @@ class GRU4RecModule(pl.LightningModule):
                     f"patience={p.patience} monitors {p.monitor}: give validation=, or set monitor='{TRAINING_LOSS}'"
                 )
             self.monitor = TRAINING_LOSS
-        self.network = build_session_network(p, store.n_items)
+        self.network = build_session_network(p, store.n_items, sparse=sparse)
         self.runner = build_session_runner(p, self.network, store)
         self.criterion = self.runner.criterion  # a submodule, so that Lightning converts its dtype
         self._groups = UpdateGroups(self.runner, updates_per_step)

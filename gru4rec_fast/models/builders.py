@@ -106,8 +106,11 @@ def open_graph(
     return InteractionGraph.from_table(data, user_key=user_key, item_key=item_key, like=like)
 
 
-def build_session_network(p: GRU4RecParameters, n_items: int) -> SessionNetwork:
-    """Return the network of GRU4Rec with its initial weights, on the device of the parameters."""
+def build_session_network(p: GRU4RecParameters, n_items: int, *, sparse: bool = True) -> SessionNetwork:
+    """Return the network of GRU4Rec with its initial weights, on the device of the parameters.
+
+    sparse: whether autograd computes sparse gradients of the tables.
+    """
     return SessionNetwork(
         n_items,
         list(p.layers),
@@ -116,7 +119,7 @@ def build_session_network(p: GRU4RecParameters, n_items: int) -> SessionNetwork:
         gru_form=p.gru_form,
         dropout_p_embed=p.dropout_p_embed,
         dropout_p_hidden=p.dropout_p_hidden,
-        sparse=True,
+        sparse=sparse,
         seed=p.seed,
         impl=p.impl,
         dtype=getattr(torch, p.dtype),
@@ -124,7 +127,7 @@ def build_session_network(p: GRU4RecParameters, n_items: int) -> SessionNetwork:
     )
 
 
-def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
+def build_criterion(p: GRU4RecParameters, support: Tensor, *, sparse: bool = True) -> SampledLoss:
     """Return the loss of GRU4Rec; `support` int64 [n_items] is the number of occurrences of each item in training."""
     return SampledLoss(
         p.loss,
@@ -136,7 +139,7 @@ def build_criterion(p: GRU4RecParameters, support: Tensor) -> SampledLoss:
         sample_alpha=p.sample_alpha,
         support=support.clamp(min=1),  # otherwise log q = -inf for an item without occurrences
         mask_accidental_hits=p.mask_accidental_hits,
-        sparse=True,
+        sparse=sparse,
         impl=p.impl,
         dtype=getattr(torch, p.dtype),
     )
@@ -171,7 +174,7 @@ def build_session_runner(
     return SessionEpochRunner(
         network,
         loader,
-        criterion=build_criterion(p, support).to(device),
+        criterion=build_criterion(p, support, sparse=network.output.sparse).to(device),
         optimizer=optimizer,
         sampler=ops.build_alias_table(support, p.sample_alpha, impl=p.impl).to(device) if p.n_sample else None,
         n_sample=p.n_sample,
