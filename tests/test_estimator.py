@@ -515,7 +515,7 @@ def test_loading_a_model_with_a_damaged_support_is_an_error(tmp_path: Path, fitt
     checkpoint = load_checkpoint(path, GRU4Rec.file_format)
     checkpoint.tensors["support"] = torch.tensor(support)
     save_checkpoint(path, checkpoint)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: support must be int64, one number per"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: support must be int64, one number for each"):
         GRU4Rec.load(path)
 
 
@@ -612,7 +612,7 @@ def test_the_examples_of_the_training_page_run(tmp_path: Path, monkeypatch: pyte
     Path("parameters.toml").write_text("layers = [8]")
     namespace: dict[str, Any] = {}
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 7
+    assert len(examples) == 8
     has_kernels = _backend.resolve("auto", "gru", "cpu") == "native"
     for example in examples:
         if has_kernels or "FusedTrainingStep" not in example:

@@ -159,7 +159,7 @@ class ScoringModel(nn.Module):
             training: True applies dropout.
         """
         self.train(training)
-        hidden, state = self.network(X.long()[None], H, all_live=True)
+        hidden, state = self.network(X.long()[None], H)
         H[:] = [layer.clone() for layer in state]  # callers detach H in place, which torch refuses for views
         weight, bias = self.network.output_weight, self.network.output_bias
         if Y is not None:
