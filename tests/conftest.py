@@ -44,6 +44,19 @@ def pytest_configure() -> None:
     import cuda_emulator
 
     cuda_emulator.register()
+    from gru4rec_fast import _compile
+
+    if _compile.sanitizers() == ["thread"]:
+        sys.meta_path.insert(0, SkipPolars())
+
+
+class SkipPolars:
+    """Importer that skips a test which imports polars: under ThreadSanitizer, that import ends the process."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "polars":
+            pytest.skip("polars cannot be imported under ThreadSanitizer")
 
 
 @pytest.fixture(scope="session", autouse=True)
