@@ -210,7 +210,8 @@ def test_grad_scaler_under_autocast(sparse: bool) -> None:
         (torch.bfloat16, False, partial(torch.optim.Adagrad, lr=0.1, eps=1e-3)),
         (torch.bfloat16, False, partial(SparseAdagrad, lr=0.1)),
         (torch.bfloat16, True, partial(SparseAdagrad, lr=0.1, momentum=0.1)),
-        (torch.float16, False, partial(torch.optim.Adagrad, lr=0.1, eps=1e-3)),  # torch cannot add sparse float16 tensors
+        # Not sparse: torch cannot add sparse float16 tensors.
+        (torch.float16, False, partial(torch.optim.Adagrad, lr=0.1, eps=1e-3)),
     ],
 )
 def test_networks_of_16_bit_dtypes_train(dtype: torch.dtype, sparse: bool, make_optimizer: Any, impl: str) -> None:

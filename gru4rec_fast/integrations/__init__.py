@@ -1,1 +1,1 @@
-"""Adapters to other libraries, one module for each. None is imported with the package; docs/index.md lists their pages."""
+"""Adapters to other libraries, one module for each; docs/index.md lists their pages. The package imports none of them."""

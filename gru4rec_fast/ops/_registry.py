@@ -44,22 +44,29 @@ def register(
     """Register the reference and the fake kernel of operator `op`; None: there is none.
 
     The reference runs on all devices for which the native library has no kernel. It is not registered for other
-    libraries, whose operators fail on a device without a kernel. torch passes None on for a tensor that is required;
-    the registered function raises TypeError then.
+    libraries, whose operators fail on a device without a kernel.
     """
     if reference is not None and library == NATIVE:
-        arguments = getattr(getattr(torch.ops, library), op).default._schema.arguments
-        required = [(i, a.name) for i, a in enumerate(arguments) if a.type.kind() == "TensorType"]
-
-        def checked(*values: Any, **options: Any) -> Any:
-            for i, name in required:
-                if i < len(values) and values[i] is None:
-                    raise TypeError(f"{op}: {name} must be a tensor, not None")
-            return reference(*values, **options)
-
-        torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", checked)
+        torch.library.impl(f"{library}::{op}", "CompositeExplicitAutograd", _with_tensors(library, op, reference))
     if fake is not None:
-        torch.library.register_fake(f"{library}::{op}", fake)
+        torch.library.register_fake(f"{library}::{op}", _with_tensors(library, op, fake))
+
+
+def _with_tensors(library: str, op: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls `function` if all tensors are given that the schema requires, else raises TypeError.
+
+    torch passes None on for a tensor.
+    """
+    arguments = getattr(getattr(torch.ops, library), op).default._schema.arguments
+    required = [(i, a.name) for i, a in enumerate(arguments) if a.type.kind() == "TensorType"]
+
+    def checked(*values: Any, **options: Any) -> Any:
+        for i, name in required:
+            if i < len(values) and values[i] is None:
+                raise TypeError(f"{op}: {name} must be a tensor, not None")
+        return function(*values, **options)
+
+    return checked
 
 
 def register_gradient(
