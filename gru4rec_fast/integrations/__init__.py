@@ -1,1 +1,1 @@
-"""Adapters to other libraries, one module for each; docs/index.md lists their pages. The package imports none of them."""
+"""Adapters to other libraries, one module for each, listed in docs/index.md. The package imports none of them."""
