@@ -612,7 +612,7 @@ def test_the_examples_of_the_training_page_run(tmp_path: Path, monkeypatch: pyte
     Path("parameters.toml").write_text("layers = [8]")
     namespace: dict[str, Any] = {}
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 7
+    assert len(examples) == 6
     has_kernels = _backend.resolve("auto", "gru", "cpu") == "native"
     for example in examples:
         if has_kernels or "FusedTrainingStep" not in example:

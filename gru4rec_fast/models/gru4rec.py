@@ -234,5 +234,5 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 def _check_support(support: np.ndarray, n_items: int) -> np.ndarray:
     """Return the support of the items. Raises ValueError unless it is int64 [n_items] without negative numbers."""
     if support.dtype != np.int64 or support.shape != (n_items,) or (support < 0).any():
-        raise ValueError(f"support must be int64, one number per item ({n_items}), none negative")
+        raise ValueError(f"support must be int64, one number for each of the {n_items} items, none negative")
     return support
