@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from small_trainer import (
     weights,
     without_seconds,
 )
-from test_estimator import as_table
 
 from gru4rec_fast import NGCF, GRU4Rec, InteractionGraph, LightGCN
 from gru4rec_fast.training import Callback, StepRecord, Trainer, TrainingDiverged, TrainingInterrupted, load_checkpoint
@@ -352,15 +350,3 @@ def test_an_estimator_whose_callback_failed_can_be_resumed_from_its_folder(tmp_p
     resumed = make(n_epochs=3).fit(data, out=tmp_path, resume=True, progress=False)
     expected = make(n_epochs=3).fit(data, progress=False)
     assert without_seconds(resumed.history) == without_seconds(expected.history)
-
-
-def test_the_example_in_the_docs_stops_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    (example,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Callback" in block]
-    monkeypatch.chdir(tmp_path)
-    for name, seed in (("train.tsv", 0), ("valid.tsv", 1)):
-        as_table(markov_store(seed=seed)).to_csv(name, sep="\t", index=False)
-    names: dict[str, Any] = {}
-    exec(example.replace("GRU4Rec(n_epochs", "model = GRU4Rec(n_epochs"), names)
-    history = names["model"].history
-    assert len(history) < 20 and history[-1]["validation"]["recall@20"] >= 0.1

@@ -17,7 +17,6 @@ from gru4rec_fast.data import Vocabulary
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.models import GRU4Rec, recommend
 from gru4rec_fast.nn import SessionNetwork
-from gru4rec_fast.training import CheckpointError, load_checkpoint, save_checkpoint
 
 STORE = markov_store(n_sessions=60)
 VOCABULARY = STORE.vocabulary
@@ -139,15 +138,6 @@ def test_an_assigned_network_is_a_clear_error(tmp_path: Path) -> None:
                 RuntimeError, match=r"was assigned, so the ids of its items are unknown: .*from_network"
             ):
                 call()
-
-
-def test_a_damaged_support_in_a_file_is_an_error(tmp_path: Path) -> None:
-    path = GRU4Rec.from_network(make_network(), VOCABULARY, support=STORE.support).save(tmp_path / "model.safetensors")
-    checkpoint = load_checkpoint(path, GRU4Rec.file_format)
-    checkpoint.tensors["support"] = torch.ones(3, dtype=torch.int64)
-    save_checkpoint(path, checkpoint)
-    with pytest.raises(CheckpointError, match="support must be int64, one number for each of the 30 items"):
-        GRU4Rec.load(path)
 
 
 def test_a_network_trained_by_the_fused_step_of_a_foreign_loop(native_library: None) -> None:

@@ -54,7 +54,8 @@ def test_wandb_offline(tmp_path: Path) -> None:
         pytest.importorskip(library, reason=f"{library} is not installed (pip install {library})")
     # In a process of its own, because wandb completes its file when the process ends.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "WANDB_SILENT": "true"}
-    subprocess.run([sys.executable, "-c", TENSORBOARD + WANDB], cwd=tmp_path, env=environment, check=True, timeout=300)
+    (tmp_path / "page.py").write_text(TENSORBOARD + WANDB)
+    subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, check=True, timeout=300)
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = log.read_bytes()
     for name in (b"epoch", b"loss", b"recall@20", b"mrr@20"):
