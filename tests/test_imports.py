@@ -27,7 +27,7 @@ LEVEL = {
     "evaluation": 5,
     "training": 6,
     "models": 7,
-    "integrations": 7,
+    "integrations": 8,
     "cli": 8,
 }
 # Allowed imports from a higher level, as (file, module). _backend.py registers the operators after it loads a library.
