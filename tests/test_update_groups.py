@@ -66,6 +66,13 @@ def test_a_loaded_state_continues_within_the_epoch(fused: bool, calls: int) -> N
     assert torch.equal(weights(second), weights(first))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_rest_of_an_epoch_with_one_event_per_update(fused: bool) -> None:
+    runner = make_trainer(lanes=1, fused=fused).runner
+    assert runner.run_updates().finished
+    assert runner.position.events == runner.position.mini_batches == runner.n_events
+
+
 def test_a_drawn_seed_is_taken_from_the_state() -> None:
     p = GRU4RecParameters(layers=(8,), batch_size=4, n_sample=8, shuffle=True)
     runners = [build_session_runner(p, build_session_network(p, STORE.n_items), STORE) for _ in range(2)]

@@ -200,7 +200,8 @@ class SessionEpochRunner:
         """
         check_at_least(1, updates=updates)
         position, before, finished = self.position, replace(self.position), False
-        n_left = self.n_events if updates is None else updates  # an update has at least one event
+        # An update has at least one event. After the last update, a further one may be needed to find the end.
+        n_left = self.n_events + 1 if updates is None else updates
         while n_left > 0 and not finished:
             n_made, finished = self._run_some(n_left)
             n_left -= n_made
