@@ -604,6 +604,11 @@ def test_patience_needs_validation():
         small_model(patience=2).fit(STORE)
 
 
+def test_checkpoint_every_needs_a_run_folder():
+    with pytest.raises(ValueError, match="checkpoint_every=5: give out=, the folder of the checkpoints"):
+        small_model().fit(STORE, checkpoint_every=5)
+
+
 def test_the_examples_of_the_training_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     monkeypatch.chdir(tmp_path)

@@ -251,6 +251,7 @@ def test_the_global_random_state_is_not_changed():
         ({"precision": "half"}, "precision='half': choose 'full' or 'bf16'"),
         ({"accumulate": 0}, "accumulate=0: must be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every=0: must be at least 1"),
+        ({"checkpoint_every": 5}, "checkpoint_every=5: give out=, the folder of the checkpoints"),
         ({"lr_scheduler": "warp"}, "lr_scheduler='warp': choose one of step, cosine, plateau"),
     ],
 )

@@ -111,7 +111,8 @@ class Estimator(Parameters):
                 first last.safetensors of this training is written.
             resume: True: resume from `out`/last.safetensors; or the path of such a file. On the CPU a resumed training
                 ends with the same bits as an uninterrupted one.
-            checkpoint_every: number of mini-batches after which last.safetensors is written also within an epoch.
+            checkpoint_every: number of mini-batches after which last.safetensors is written also within an epoch;
+                needs `out`.
             callbacks: a list of `gru4rec_fast.training.Callback` objects, which are called during the training and may
                 stop it.
             memory: a MemoryRecord that records the memory use in the phases of each step.
@@ -131,6 +132,8 @@ class Estimator(Parameters):
             raise ValueError(
                 f"patience={model.patience} monitors {model.monitor}: give validation=, or set monitor='loss'"
             )
+        if checkpoint_every is not None and out is None:
+            raise ValueError(f"checkpoint_every={checkpoint_every}: give out=, the folder of the checkpoints")
         find_device(model.device)
         callbacks = check_callbacks(callbacks)
         checkpoint_path = _path_to_resume(resume, out)

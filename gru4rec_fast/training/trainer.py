@@ -117,8 +117,8 @@ class Trainer:
             for drawing the curves is not included.
 
     Raises:
-        ValueError: `patience` needs validation metrics, and `validate` is None. TypeError: `callbacks` is not a list of
-            `Callback` objects.
+        ValueError: `patience` needs validation metrics, and `validate` is None; or `checkpoint_every` needs `out`.
+        TypeError: `callbacks` is not a list of `Callback` objects.
     """
 
     def __init__(
@@ -136,6 +136,8 @@ class Trainer:
         monitors_loss = options.monitor == LOSS
         if options.patience is not None and validate is None and not monitors_loss:
             raise ValueError(f"patience={options.patience} monitors {options.monitor}, which needs validation data")
+        if options.checkpoint_every is not None and out is None:
+            raise ValueError(f"checkpoint_every={options.checkpoint_every}: give out=, the folder of the checkpoints")
         self.runner, self.options = runner, options
         self.network, self.optimizer = runner.network, runner.optimizer
         self.validate, self.progress = validate, progress or SilentProgress()
