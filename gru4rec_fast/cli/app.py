@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -125,7 +126,8 @@ def _describe(error: BaseException) -> tuple[str, int] | None:
     if hasattr(error, "format_message"):  # a usage error of Typer or of click, which have no common class
         context = getattr(error, "ctx", None)
         command = context.command_path if context else PROGRAM
-        return f"error: {_one_line(error.format_message())} (see {command} --help)", ERROR
+        message = textwrap.shorten(error.format_message(), 400, placeholder="...")  # it may repeat a long argument
+        return f"error: {message} (see {command} --help)", ERROR
     if isinstance(error, ArithmeticError):
         from gru4rec_fast.training import TrainingDiverged  # not at module level, because this imports torch
 
