@@ -27,7 +27,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "accelerate.md"
 
 
 class Training:
-    """A training with Accelerate by autograd; `run` trains on the next blocks."""
+    """A training with Accelerate by autograd; `run` trains on the rest of an epoch."""
 
     def __init__(self, accumulate: int = 1, max_norm: float = 1.0) -> None:
         for state in (AcceleratorState, GradientState, PartialState):
@@ -39,8 +39,8 @@ class Training:
         self.blocks = prepare_loader(self.accelerator, SessionParallelLoader(STORE, 8, shuffle=True, seed=0))
         self.criterion, self.max_norm, self.n_updates = SampledLoss(batch_size=8), max_norm, 0
 
-    def run(self, limit: int | None = None) -> int:
-        """Train on at most `limit` blocks of the current epoch; return their number."""
+    def run(self, save_after: int | None = None, folder: Path | None = None) -> int:
+        """Train to the end of the epoch and return the number of blocks. After `save_after` blocks, save the state."""
         n_blocks, network = 0, self.network
         for block in self.blocks:
             with self.accelerator.accumulate(network):
@@ -54,8 +54,8 @@ class Training:
                 self.optimizer.zero_grad()
             self.blocks.hidden = [state.detach() for state in hidden]
             n_blocks += 1
-            if n_blocks == limit:
-                break
+            if n_blocks == save_after:
+                self.accelerator.save_state(folder)
         return n_blocks
 
 
@@ -66,14 +66,11 @@ def weights(network: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("n_blocks", [1, 50])
 def test_a_training_resumes_within_an_epoch_with_the_same_bits(n_blocks: int, tmp_path: Path) -> None:
     training = Training()
-    length = len(training.blocks)
-    assert training.run() == length
-    training.run(n_blocks)
-    training.accelerator.save_state(tmp_path)
-    rest = training.run()
+    assert training.run() == len_of_epoch(0)
+    length = training.run(save_after=n_blocks, folder=tmp_path)
     resumed = Training()
     resumed.accelerator.load_state(tmp_path)
-    assert resumed.run() == rest
+    assert resumed.run() == length - n_blocks
     assert torch.equal(weights(resumed.network), weights(training.network))
 
 
@@ -95,7 +92,7 @@ def len_of_epoch(epoch: int) -> int:
 
 def test_clipping_changes_the_training() -> None:
     clipped, free = Training(max_norm=0.1), Training(max_norm=1e9)
-    clipped.run(20), free.run(20)
+    clipped.run(), free.run()
     assert not torch.equal(weights(clipped.network), weights(free.network))
 
 

@@ -4,9 +4,9 @@
 
 The parameter space is a file with one JSON object per line, such as
 
-    {"name": "layers", "dtype": "int", "values": [64, 512], "step": 32}
-    {"name": "learning_rate", "dtype": "float", "values": [0.01, 0.25], "step": 0.005}
-    {"name": "elu_param", "dtype": "categorical", "values": [0, 0.5, 1]}
+    {"name": "layers", "dtype": "int", "values": [50, 200], "step": 50}
+    {"name": "learning_rate", "dtype": "float", "values": [0.02, 0.3], "step": 0.02}
+    {"name": "loss", "dtype": "categorical", "values": ["cross-entropy", "bpr-max"]}
 """
 
 from __future__ import annotations
