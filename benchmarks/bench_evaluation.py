@@ -37,6 +37,7 @@ import pytest
 import torch
 from interleave import timed
 from machine import rate_shares
+from peers import checkout_path
 from session_logs import SessionLogs
 
 from gru4rec_fast import LightGCN, ops, profiling
@@ -247,7 +248,7 @@ def main() -> None:
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("train", type=Path, help="the training log's store")
     parser.add_argument("test", type=Path, help="the test log's store")
-    parser.add_argument("--peer", help="official=PATH")
+    parser.add_argument("--peer", type=checkout_path, help="official=PATH")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -255,7 +256,7 @@ def main() -> None:
     if arguments.side == "official":
         from peers.official import OfficialGRU4Rec
 
-        official = OfficialGRU4Rec(arguments.peer.partition("=")[2])
+        official = OfficialGRU4Rec(arguments.peer)
     ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)  # loads the native library, so that it counts as an import
     profiling.set_baseline()
     train, test = SessionStore.open(arguments.train), SessionStore.open(arguments.test)

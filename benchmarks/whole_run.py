@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from machine import describe_machine
+from peers import checkout_path
 from session_logs import SHARED
 
 from gru4rec_fast import GRU4Rec
@@ -61,19 +62,18 @@ def run_entry(seconds: float, evaluation_seconds: float, recall: float, mrr: flo
 def main() -> None:
     """Make the runs that are not in the JSON file yet, and print the ratio of the times, official / this package."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--peer", required=True, metavar="official=PATH", help="a checkout of the official code")
+    parser.add_argument(
+        "--peer", required=True, type=checkout_path, metavar="official=PATH", help="a checkout of the official code"
+    )
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, help="number of threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, required=True, help="file of the finished runs, read and written")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    name, _, path = arguments.peer.partition("=")
-    if name != "official" or not path:
-        parser.error(f"--peer {arguments.peer}: give official=PATH")
     runs: dict[str, Callable[[], dict[str, float]]] = {
         "GRU4Rec before": lambda: run_package(arguments.epochs),
-        "official": lambda: run_official(path, arguments.epochs),
+        "official": lambda: run_official(arguments.peer, arguments.epochs),
         "GRU4Rec after": lambda: run_package(arguments.epochs),
         "GRU4Rec bf16": lambda: run_package(arguments.epochs, precision="bf16"),
     }

@@ -112,7 +112,7 @@ def operator_sources(csrc: Path) -> list[Path]:
 def join_sources(files: list[Path], folder: Path, name: str, n: int = 2) -> list[Path]:
     """Write `n` files NAME_<i>.cpp that include `files`, and return them.
 
-    To compile one of `files` takes about 15 s, most of it for the headers of torch; all in two files take 20 s each.
+    One of `files` takes about 15 s to compile, most of it for the headers of torch. One of two joined files takes 20 s.
     """
     joined = []
     for i in range(n):

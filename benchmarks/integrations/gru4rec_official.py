@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from machine import describe_machine
+from peers import checkout_path
 from peers.official import OfficialGRU4Rec, quiet
 from session_logs import SHARED
 
@@ -67,19 +67,18 @@ def run(side: str, parameter_string: str, seed: int) -> dict[str, float]:
 def main() -> None:
     """Run all parameter strings and seeds, and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--peer", required=True, metavar="official=PATH", help="a checkout of the official code")
+    parser.add_argument(
+        "--peer", required=True, type=checkout_path, metavar="official=PATH", help="a checkout of the official code"
+    )
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--threads", type=int, help="number of threads (default: torch's own choice)")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    name, _, path = arguments.peer.partition("=")
-    if name != "official" or not path:
-        parser.error(f"--peer {arguments.peer}: give official=PATH")
     print(describe_machine())
-    peer = OfficialGRU4Rec(path)
-    with mock.patch.object(sys, "path", [str(Path(path)), *sys.path]), peer.patched_torch():
+    peer = OfficialGRU4Rec(arguments.peer)
+    with mock.patch.object(sys, "path", [arguments.peer, *sys.path]), peer.patched_torch():
         for setting, parameter_string in PARAMETER_STRINGS.items():
             seconds = dict.fromkeys(IMPORT_LINES, 0.0)
             for seed in range(arguments.seeds):

@@ -68,7 +68,7 @@ def create_session_trainer(
     updates_per_step: int = 32,
     sparse: bool = True,
 ) -> SessionTrainer:
-    """Return an engine that trains GRU4Rec by the fused step, nearly as fast as `GRU4Rec.fit`.
+    """Return an engine that trains GRU4Rec by the fused step.
 
         trainer = create_session_trainer(store, GRU4RecParameters(layers=(100,)))
         trainer.run(max_epochs=5)

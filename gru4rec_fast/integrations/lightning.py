@@ -42,7 +42,7 @@ _POSITION = "gru4rec_fast.training"
 
 
 class GRU4RecModule(pl.LightningModule):
-    """GRU4Rec as a LightningModule, which trains by the fused step, nearly as fast as `GRU4Rec.fit`.
+    """GRU4Rec as a LightningModule, which trains by the fused step.
 
         module = GRU4RecModule(store, GRU4RecParameters(layers=(100,), batch_size=32), validation=valid)
         Trainer(max_epochs=5, accelerator="cpu").fit(module)

@@ -23,6 +23,7 @@ from torch import Tensor
 from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore, Vocabulary
 from gru4rec_fast.nn.graph_propagation import GraphIndices
+from gru4rec_fast.nn.sequence_layout import State
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops.ngcf_layer import select_nodes
 
@@ -38,8 +39,6 @@ except ImportError as error:
     raise ImportError(
         f"{error}; RecBole needs an environment of its own: pip install torch, then gru4rec_fast[recbole]"
     ) from error
-
-State = list[Tensor]  # hidden states [B, H] of the layers, first layer first
 
 
 class _GraphModel(GeneralRecommender):

@@ -55,7 +55,7 @@ def register(
 def _with_tensors(library: str, op: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that calls `function` if all tensors are given that the schema requires, else raises TypeError.
 
-    torch passes None on for a tensor.
+    torch itself accepts None where the schema requires a tensor.
     """
     arguments = getattr(getattr(torch.ops, library), op).default._schema.arguments
     required = [(i, a.name) for i, a in enumerate(arguments) if a.type.kind() == "TensorType"]

@@ -206,9 +206,8 @@ class SessionEpochRunner:
             n_made, finished = self._run_some(n_left)
             n_left -= n_made
         self.read_losses()
-        n_losses = position.loss_count - before.loss_count
         return UpdatesOutcome(
-            loss=(position.loss_sum - before.loss_sum) / n_losses if n_losses else None,
+            loss=position.mean_loss_since(before),
             mini_batches=position.mini_batches - before.mini_batches,
             events=position.events - before.events,
             finished=finished,

@@ -267,13 +267,12 @@ class Trainer:
         if not self.callbacks or now.step == before.step:
             return
         self._reported = replace(now)
-        n_losses = now.loss_count - before.loss_count
         record = StepRecord(
             epoch=now.epoch,
             step=now.step,
             mini_batches=now.mini_batches - before.mini_batches,
             events=now.events - before.events,
-            loss=(now.loss_sum - before.loss_sum) / n_losses if n_losses else None,
+            loss=now.mean_loss_since(before),
             learning_rate=self._learning_rate,
         )
         for callback in self.callbacks:

@@ -56,7 +56,12 @@ class TrainingPosition:
     @property
     def mean_loss(self) -> float | None:
         """Mean of the losses of this epoch that were read; None if no loss was read."""
-        return self.loss_sum / self.loss_count if self.loss_count else None
+        return self.mean_loss_since(TrainingPosition())
+
+    def mean_loss_since(self, earlier: TrainingPosition) -> float | None:
+        """Return the mean of the losses that were read since an earlier position of this epoch; None without losses."""
+        n_losses = self.loss_count - earlier.loss_count
+        return (self.loss_sum - earlier.loss_sum) / n_losses if n_losses else None
 
     def describe(self) -> str:
         """Return the position as text, e.g. "in epoch 2, after mini-batch 5 (step 105 of the training)"."""

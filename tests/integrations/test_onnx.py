@@ -257,7 +257,7 @@ def test_a_constrained_embedding_is_stored_once(tmp_path: Path) -> None:
 
 
 def test_large_weights_are_in_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when an earlier model is replaced, and when the files are moved together."""
+    """Replace an earlier model, and move both files together: the model still loads its weights."""
     monkeypatch.setattr(import_module("gru4rec_fast.integrations.onnx"), "_MAX_FILE_BYTES", 1000)
     items = torch.tensor([[2]])
     path = tmp_path / "a" / "network.onnx"
