@@ -114,7 +114,16 @@ class NaiveTraining:
         self._loss_and_hidden = torch.compile(self._forward, dynamic=False) if compiled else self._forward
 
     def step(self) -> float:
-        """Train on one mini-batch and return its loss."""
+        """Train on the next mini-batch and return its loss."""
+        loss = self.next_loss()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in self.optimizer_state:
+                self._update(parameter)
+        return loss.item()
+
+    def next_loss(self) -> Tensor:
+        """Return the loss of the next mini-batch, a scalar from which autograd computes the gradients."""
         s = self.setting
         batch = next(self.batches, None)
         if batch is None:
@@ -131,12 +140,8 @@ class NaiveTraining:
         loss, hidden = self._loss_and_hidden(
             self.table(inputs.long()), self.hidden * ~reset.unsqueeze(1), self.table(columns), self.bias(columns), log_q
         )
-        loss.backward()
-        with torch.no_grad():
-            for parameter in self.optimizer_state:
-                self._update(parameter)
         self.hidden = hidden.detach()
-        return loss.item()
+        return loss
 
     def _forward(
         self, x: Tensor, state: Tensor, rows: Tensor, bias: Tensor, log_q: Tensor | None

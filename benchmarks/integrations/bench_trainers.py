@@ -8,7 +8,7 @@ A unit of work is one mini-batch of rsc15_100k with the setting "xe-100". Sides:
     loop K, ignite K, lightning K    the fused step, K updates per iteration of the loop
     huggingface K           SessionTrainer of Hugging Face, K updates per step
     lightning autograd      a LightningModule of operators and autograd, with automatic optimization
-    lightning plain         a LightningModule of plain PyTorch (naive_pytorch.py)
+    lightning plain         a LightningModule of plain PyTorch (naive_pytorch.py) and torch.optim.Adagrad, likewise
 
 A side whose library is not installed is left out.
 """
@@ -159,14 +159,14 @@ def lightning_sides(store: SessionStore) -> dict[str, Side]:
     class Plain(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.automatic_optimization = False
             self.training_of_network = NaiveTraining(store, SETTING)
 
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            self.optimizers().step(self.training_of_network.step)
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.training_of_network.next_loss()
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])  # counts the steps
+            parameters = self.training_of_network.optimizer_state  # a dictionary by parameter
+            return torch.optim.Adagrad(parameters, SETTING.learning_rate, eps=1e-6)
 
         def train_dataloader(self) -> Any:
             return range(1 << 30)

@@ -25,8 +25,10 @@ def check_tensor(
     if tensor is None:
         return
     allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else dtypes
-    fits = tensor.dim() == len(shape) and all(
-        isinstance(size, str) or size == actual for size, actual in zip(shape, tensor.shape, strict=True)
+    # Operators check some forty tensors in each step of a training, so the usual case is decided without a loop.
+    fits = tensor.shape == shape or (
+        tensor.dim() == len(shape)
+        and all(isinstance(size, str) or size == actual for size, actual in zip(shape, tensor.shape, strict=True))
     )
     if not fits or tensor.dtype not in allowed or tensor.device != device:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
