@@ -23,7 +23,14 @@ def count_kills(scenario: str, folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("scenario", "min_kills"), [("save", 8), ("previous", 50), ("store", 25), ("prepare", 60), ("interactions", 40)]
+    ("scenario", "min_kills"),
+    [
+        ("save", 8),
+        ("previous", 50),
+        ("store", 25),
+        pytest.param("prepare", 60, marks=pytest.mark.slow),
+        pytest.param("interactions", 40, marks=pytest.mark.slow),
+    ],
 )
 def test_a_kill_before_any_file_system_call_loses_nothing(tmp_path: Path, scenario: str, min_kills: int):
     assert count_kills(scenario, tmp_path) >= min_kills
@@ -31,8 +38,6 @@ def test_a_kill_before_any_file_system_call_loses_nothing(tmp_path: Path, scenar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["train", "random"])
-def test_a_killed_training_resumes_and_loses_nothing(tmp_path: Path, scenario: str, request: pytest.FixtureRequest):
+def test_a_killed_training_resumes_and_loses_nothing(tmp_path: Path, scenario: str):
     """With "random", the training is killed 50 times at random moments, and resuming gives equal bits."""
-    if "slow" not in request.config.getoption("markexpr"):
-        pytest.skip("takes a quarter of an hour: choose it by -m slow")
     assert count_kills(scenario, tmp_path) >= 50
