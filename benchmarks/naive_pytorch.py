@@ -1,9 +1,9 @@
 """Train GRU4Rec in plain PyTorch, as a second baseline in addition to the official code.
 
 The model has one layer and a constrained embedding (inputs and outputs share the item table). It uses a Python session
-iterator, torch.multinomial for the negatives, F.dropout, nn.GRUCell, a sparse nn.Embedding as the item table, autograd,
-and Adagrad on the rows with gradients. Optionally, torch.compile compiles the computation from the gathered rows to the
-loss.
+iterator, torch.multinomial for the negatives, F.dropout, nn.GRUCell, an nn.Embedding as the item table, autograd, and
+Adagrad, with sparse=True on the rows with gradients. Optionally, torch.compile compiles the computation from the
+gathered rows to the loss.
 """
 
 from __future__ import annotations
@@ -98,10 +98,11 @@ class NaiveTraining:
         setting: Setting,
         compiled: bool = False,
         device: torch.device | str = "cpu",
+        sparse: bool = True,
     ) -> None:
         self.store, self.setting, self.device = store, setting, device
-        self.table = nn.Embedding(store.n_items, setting.width, sparse=True, device=device)
-        self.bias = nn.Embedding(store.n_items, 1, sparse=True, device=device)
+        self.table = nn.Embedding(store.n_items, setting.width, sparse=sparse, device=device)
+        self.bias = nn.Embedding(store.n_items, 1, sparse=sparse, device=device)
         nn.init.uniform_(self.table.weight, -0.05, 0.05)
         nn.init.zeros_(self.bias.weight)
         self.cell = nn.GRUCell(setting.width, setting.width, device=device)

@@ -9,6 +9,7 @@ A unit of work is one mini-batch of rsc15_100k with the setting "xe-100". Sides:
     huggingface K           SessionTrainer of Hugging Face, K updates per step
     lightning autograd      a LightningModule of operators and autograd, with automatic optimization
     lightning plain         a LightningModule of plain PyTorch (naive_pytorch.py) and torch.optim.Adagrad, likewise
+    lightning plain sparse  the same with nn.Embedding(sparse=True)
 
 A side whose library is not installed is left out.
 """
@@ -157,9 +158,9 @@ def lightning_sides(store: SessionStore) -> dict[str, Side]:
             return runner.optimizer
 
     class Plain(pl.LightningModule):
-        def __init__(self) -> None:
+        def __init__(self, sparse: bool) -> None:
             super().__init__()
-            self.training_of_network = NaiveTraining(store, SETTING)
+            self.training_of_network = NaiveTraining(store, SETTING, sparse=sparse)
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return self.training_of_network.next_loss()
@@ -180,7 +181,10 @@ def lightning_sides(store: SessionStore) -> dict[str, Side]:
     sides["lightning autograd"] = lightning_side(
         Autograd(), data=SessionDataModule(store, batch_size=SETTING.batch_size)
     )
-    return sides | {"lightning plain": lightning_side(Plain())}
+    return sides | {
+        "lightning plain": lightning_side(Plain(sparse=False)),
+        "lightning plain sparse": lightning_side(Plain(sparse=True)),
+    }
 
 
 def test_trainers(compare: Any, logs: SessionLogs) -> None:

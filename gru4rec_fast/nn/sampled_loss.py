@@ -136,6 +136,10 @@ class SampledLoss(nn.Module):
         live: Tensor | None,
     ) -> Tensor:
         """Return the loss of one step: hidden [M, H], targets [M], negatives [N]; live [M] is None without padding."""
+        count = None
+        if negatives is not None and can_read_values(negatives):
+            # Popular items are drawn many times. Counting equal negatives gives the same loss in less time.
+            negatives, count = torch.unique(negatives, return_counts=True)
         items = targets if negatives is None else torch.cat([targets, negatives])
         padding = live is not None
         log_q = None
@@ -156,6 +160,7 @@ class SampledLoss(nn.Module):
             live=live,
             log_q=None if log_q is None else _at_least_float32(log_q),
             ids=items if self.mask_accidental_hits else None,
+            count=None if count is None else count.to(_at_least_float32(rows).dtype),
             elu_param=self.elu_param,
             bpreg=self.bpreg,
             label_smoothing=self.label_smoothing,
