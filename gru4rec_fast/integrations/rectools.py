@@ -77,6 +77,8 @@ class SampledLossModule(Seeded, TransformerLightningModule):
         ValueError: an argument is out of range; the message names it.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(
         self,
         *,
@@ -119,7 +121,7 @@ class SampledLossModule(Seeded, TransformerLightningModule):
         self.sample_alpha = sample_alpha
         self.logq = logq
         self.mask_accidental_hits = mask_accidental_hits
-        self.loss_options = {
+        self.loss_options: dict[str, Any] = {
             "loss": row_loss,
             "elu_param": elu_param,
             "bpreg": bpreg,
