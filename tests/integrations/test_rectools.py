@@ -109,15 +109,18 @@ def expected_loss(model: Any, batch: dict[str, Tensor], step: int, **options: An
 )
 def test_loss_and_gradients_equal_plain_pytorch(cls: type, settings: dict[str, Any]) -> None:
     data = Dataset.construct(interactions(weights=(1, 3, 1, 0)))
-    model = fitted(cls, data, dropout_rate=0.0, get_val_mask_func=leave_one_out_mask, **settings)
+    settings = {"dropout_rate": 0.0, "session_max_len": 6, "get_val_mask_func": leave_one_out_mask, **settings}
+    model = fitted(cls, data, **settings)
     module = model.lightning_model.double()
     torch.manual_seed(1)
     train, valid = (next(iter(make())) for make in (model.data_preparator.get_dataloader_train,
                                                     model.data_preparator.get_dataloader_val))  # fmt: skip
     assert {0.0, 1.0, 3.0} <= set(train["yw"][train["y"] != 0].tolist())
+    full = {name: rows[(train["x"] != 0).all(1)] for name, rows in train.items()}  # without padding
     parameters = [p for p in module.torch_model.parameters() if p.requires_grad]
     calls = (
         (lambda: module._calc_custom_loss(train, 0), train, module.n_draws),
+        (lambda: module._calc_custom_loss(full, 0), full, module.n_draws + 1),
         (lambda: module._calc_custom_loss_outputs(valid, 5)["loss"], valid, 2**31 + 5),
     )
     for loss_of, batch, step in calls:
