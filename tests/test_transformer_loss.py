@@ -46,7 +46,7 @@ def test_loss_and_gradients_equal_plain_pytorch(in_batch: bool, counts_padding: 
     hidden = torch.randn(5, LENGTH, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
     weight = torch.randn(N_ITEMS, WIDTH, dtype=torch.float64, generator=generator, requires_grad=True)
     _, targets = draw_sequences(5, generator)
-    negatives = torch.randint(0, N_ITEMS, (LENGTH, 7), generator=generator)
+    negatives = torch.randint(0, N_ITEMS, (LENGTH, 60), generator=generator)  # items occur several times
     expected = torch.zeros((), dtype=torch.float64)
     for t in range(LENGTH):
         live = targets[:, t] >= 0
