@@ -157,6 +157,11 @@ def test_error_names_the_tensor_of_a_wrong_shape(change: dict, message: str) -> 
         SampledLoss(batch_size=2)(**tensors)
 
 
+def test_a_module_in_place_of_its_weight_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"weight must be a tensor, such as embedding.weight, not Embedding"):
+        SampledLoss(batch_size=2)(torch.zeros(3, 2, 8), torch.nn.Embedding(9, 8), None, INPUTS)
+
+
 def test_loss_and_gradients_under_autocast_are_float32() -> None:
     network, criterion = SessionNetwork(9, [8, 6]), SampledLoss(batch_size=2)
     targets, negatives = (INPUTS + 1) % 9, torch.tensor([[7, 8]] * 3)

@@ -338,6 +338,11 @@ class SessionDataModule(pl.LightningDataModule):
             self.train_store, batch_size, steps, shuffle=shuffle, seed=seed, min_live=min_live
         )
 
+    def setup(self, stage: str) -> None:
+        """Raise ValueError if the Trainer has several processes, which would all train on the same blocks."""
+        if stage == "fit" and self.trainer.world_size > 1:
+            raise ValueError(f"SessionDataModule trains in one process, not {self.trainer.world_size}: use devices=1")
+
     def train_dataloader(self) -> SessionParallelLoader:
         """Return the loader of blocks; Lightning moves them to its device."""
         return self._loader

@@ -109,7 +109,7 @@ class SampledLoss(nn.Module):
                 is padding.
 
         Raises:
-            ValueError: the shapes do not fit each other.
+            ValueError: the shapes do not fit each other. TypeError: `weight` is a module.
         """
         _check_shapes(hidden, weight, bias, targets, negatives)
         if negatives is None and not self.in_batch:
@@ -177,6 +177,8 @@ def _check_shapes(
 ) -> None:
     if hidden.dim() != 3 or targets.shape != hidden.shape[:2]:
         raise ValueError(f"hidden must be [T, B, H] and targets [T, B], not {[*hidden.shape]} and {[*targets.shape]}")
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, such as embedding.weight, not {type(weight).__name__}")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[2]:
         raise ValueError(f"weight must be [n_items, H] with H = {hidden.shape[2]}, not {[*weight.shape]}")
     if bias is not None and bias.shape != weight.shape[:1]:

@@ -298,6 +298,15 @@ def test_the_own_module_of_the_page_resumes_within_an_epoch(tmp_path: Path, own_
     assert torch.equal(weights(resumed), weights(whole))
 
 
+@pytest.mark.parametrize("uses_data_module", [False, True])
+def test_several_processes_are_an_error(own_module: Any, uses_data_module: bool) -> None:
+    trainer = make_trainer(devices=2, strategy="ddp_fork", max_epochs=1)
+    module = own_module(STORE, lanes=8) if uses_data_module else make_module()
+    data = SessionDataModule(STORE, batch_size=8) if uses_data_module else None
+    with pytest.raises(Exception, match="trains in one process, not 2: use devices=1"):
+        trainer.fit(module, data)
+
+
 def test_the_length_of_the_data_modules_loader() -> None:
     data = SessionDataModule(STORE, batch_size=8, steps=3)
     assert len(data.train_dataloader()) == -(-EPOCH // 3)

@@ -309,5 +309,6 @@ def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("train.tsv").write_text("\n".join(lines) + "\n")
     namespace: dict[str, Any] = {}
     exec(example, namespace)
-    expected = namespace["model"].recommend([[15, 25], [105, 115]], 10)
+    ids = namespace["item_ids"]
+    expected = namespace["model"].recommend([[ids[0], ids[2]], [ids[1], ids[3]]], 10)
     assert namespace["recommended"] == expected.items.tolist()
