@@ -135,8 +135,8 @@ def _from_object(table: Any, wanted: Mapping[str, str], name: str) -> Table:
     names = table if isinstance(table, Mapping) else getattr(table, "column_names", getattr(table, "columns", None))
     if names is None:
         raise TypeError(
-            f"events cannot be read from {name}; give a path, a pandas, polars or Arrow table (pyarrow.table() makes one "
-            "of an Arrow stream), or a dict of columns"
+            f"events cannot be read from {name}; give a path, a pandas, polars or Arrow table, or a dict of columns "
+            "(pyarrow.table() makes a table of an Arrow stream)"
         )
     columns = _find_columns(wanted, [column for column in names if isinstance(column, str)], name)
     series = {role: _series(column, table[column], name) for role, column in columns.items()}
