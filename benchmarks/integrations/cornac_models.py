@@ -22,6 +22,7 @@ import cornac
 import torch
 from cornac.eval_methods import NextItemEvaluation, RatioSplit
 from cornac.metrics import MRR, NDCG, Recall
+from seeds import mean_and_deviation
 
 from gru4rec_fast import SessionStore
 from gru4rec_fast.integrations import cornac as gru4rec_fast_cornac
@@ -61,7 +62,7 @@ def split_interactions(path: Path, max_users: int | None) -> RatioSplit:
 
 def train(model: Any, split: Any, seed: int) -> dict[str, float]:
     """Train and evaluate a model; return the test metrics and the seconds of both."""
-    split.train_set.seed = seed  # of the order of Cornac's mini-batches, and of its negatives of graph models
+    split.train_set.seed = seed  # Cornac shuffles mini-batches and draws the negatives of graph models with it
     metrics = [Recall(k=20), NDCG(k=20), MRR()]
     result, _ = split.evaluate(model, metrics, user_based=False)
     return {name: float(value) for name, value in result.metric_avg_results.items()}
@@ -103,7 +104,7 @@ def print_table(name: str, runs: dict[str, list[dict[str, float]]]) -> None:
     for metric in next(iter(runs.values()))[0]:
         columns = [[run[metric] for run in results] for results in runs.values()]
         means[metric] = [statistics.mean(column) for column in columns]
-        cells = [f"{statistics.mean(c):.4g} +- {statistics.stdev(c) if len(c) > 1 else 0:.2g}" for c in columns]
+        cells = [mean_and_deviation(c) for c in columns]
         print(f"| {metric} | {cells[0]} | {cells[1]} |")
     for metric, (theirs, ours) in means.items():
         if metric.endswith("(s)"):

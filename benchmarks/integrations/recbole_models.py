@@ -22,6 +22,7 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
+from seeds import mean_and_deviation
 
 import gru4rec_fast.integrations.recbole  # noqa: F401  # RecBole finds its models by name
 
@@ -90,7 +91,7 @@ def print_table(theirs: str, ours: str, runs: dict[str, list[dict[str, float]]])
     print(f"\n| | {theirs} | {ours} |\n|---|---|---|")
     for name in runs[theirs][0]:
         columns = [[run[name] for run in runs[model]] for model in (theirs, ours)]
-        cells = [f"{statistics.mean(c):.4g} +- {statistics.stdev(c) if len(c) > 1 else 0:.2g}" for c in columns]
+        cells = [mean_and_deviation(c) for c in columns]
         print(f"| {name} | {cells[0]} | {cells[1]} |")
     means = [statistics.mean(run["seconds per epoch"] for run in runs[model]) for model in (theirs, ours)]
     print(f"| speed of training | 1 | {means[0] / means[1]:.2f} |\n", flush=True)

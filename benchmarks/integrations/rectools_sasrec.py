@@ -30,6 +30,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from seeds import mean_and_deviation
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CUTOFF = 20
 OURS = ("ours", "ours 8x", "ours 8x sparse")
@@ -169,7 +171,7 @@ def print_table(runs: dict[str, list[dict[str, float]]]) -> None:
     print(f"\n| | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for side, results in runs.items():
         columns = [[result[name] for result in results] for name in names]
-        cells = [f"{statistics.mean(c):.4g} +- {statistics.stdev(c) if len(c) > 1 else 0:.2g}" for c in columns]
+        cells = [mean_and_deviation(c) for c in columns]
         print(f"| {side} | {' | '.join(cells)} |")
 
 

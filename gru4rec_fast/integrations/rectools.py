@@ -219,6 +219,6 @@ class SampledLossModule(Seeded, TransformerLightningModule):
         checkpoint[_SAVED] = {"seed": self.seed, "n_draws": self.n_draws}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if saved := checkpoint.get(_SAVED):  # a checkpoint of RecTools' own module has none
+        if saved := checkpoint.get(_SAVED):  # RecTools' own module does not save this entry
             self.restore_seed(saved["seed"])
             self.n_draws = saved["n_draws"]

@@ -160,7 +160,7 @@ class SampledLoss(nn.Module):
             live=live,
             log_q=None if log_q is None else _at_least_float32(log_q),
             ids=items if self.mask_accidental_hits else None,
-            count=None if count is None else count.to(_at_least_float32(rows).dtype),
+            count=None if count is None else count.to(torch.promote_types(rows.dtype, torch.float32)),
             elu_param=self.elu_param,
             bpreg=self.bpreg,
             label_smoothing=self.label_smoothing,
