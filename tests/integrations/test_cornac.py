@@ -215,7 +215,7 @@ def test_graph_models_in_an_experiment(ratings: RatioSplit, cls: Any, settings: 
     model = cls(**SMALL_GRAPH, **settings)
     experiment = cornac.Experiment(ratings, [model], [Recall(k=10)], verbose=False)
     experiment.run()
-    # Each user has about two test items. They are among 31 other items, of which 10 / 31 are guessed at random.
+    # A random order of the 31 items that a user does not have in training would give 10 / 31.
     assert experiment.result[0].metric_avg_results["Recall@10"] > 0.5
     user = ratings.train_set.uid_map[117]
     np.testing.assert_allclose(model.score(user), model.V @ model.U[user], rtol=1e-6)
