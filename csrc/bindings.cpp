@@ -1,4 +1,5 @@
-// Defines the Python module `gru4rec_fast._C`: facts about this build, and the classes of the fused training step.
+// Defines the Python module `gru4rec_fast._C`: facts about this build, the counter of allocations, and
+// the classes of the fused training step.
 // Importing the module also registers the operators of schema.cpp. The namespace grf is short for gru4rec_fast.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
@@ -10,6 +11,7 @@
 #include <thread>
 
 #include "common/simd.h"
+#include "memory/bindings.h"
 #include "training_step/bindings.h"
 
 namespace {
@@ -62,5 +64,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "simd_level_detected", [] { return grf::simd_name(grf::detect_simd_level()); },
       "Return the widest instruction set of this processor.");
   m.def("parallel_width", &count_parallel_threads, "Return the number of threads that a parallel kernel runs on.");
+  grf::bind_memory(m);
   grf::bind_training(m);
 }

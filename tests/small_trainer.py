@@ -20,7 +20,7 @@ STORE = markov_store(n_sessions=60)  # sessions of the default trainer
 LANES = 8  # sessions processed in parallel
 FORMAT = "gru4rec_fast.SessionNetwork/2"  # name of the format and version of its layout, in checkpoints
 # Arguments of make_trainer that are passed on to SessionEpochRunner.
-RUNNER_ARGUMENTS = ("sampler", "accumulate", "seed", "fused", "precision", "fingerprint", "memory", "impl")
+RUNNER_ARGUMENTS = ("sampler", "accumulate", "seed", "fused", "precision", "fingerprint", "impl")
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from gru4rec_fast.data import SessionParallelLoader, SessionStore
 from gru4rec_fast.nn import SampledLoss, SessionGRU, SessionNetwork
 from gru4rec_fast.ops.sampled_loss import LOSSES
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import SessionEpochRunner, TrainingInterrupted, load_checkpoint
 from gru4rec_fast.training.fused_step import FusedTrainingStep, why_not_fused
 from gru4rec_fast.training.progress import SilentProgress
@@ -238,9 +237,11 @@ class _RecordedProgress(SilentProgress):
 
 def test_autograd_that_was_not_requested_is_announced() -> None:
     progress = _RecordedProgress()
-    make_trainer(n_epochs=1, progress=progress, memory=MemoryRecord("cpu")).run()
+    trainer = make_trainer(n_epochs=1, progress=progress)
+    trainer.network.register_forward_hook(lambda *_: None)
+    trainer.run()
     (line,) = progress.lines
-    assert line.startswith("training by autograd, not by the fused step: a memory record needs the phases")
+    assert line.startswith("training by autograd, not by the fused step: there are hooks on a module")
     for arguments in ({"fused": False}, {"impl": "reference"}, {}):
         progress = _RecordedProgress()
         make_trainer(n_epochs=1, progress=progress, **arguments).run()
@@ -248,10 +249,10 @@ def test_autograd_that_was_not_requested_is_announced() -> None:
 
 
 def test_bf16_without_the_fused_step_is_an_error() -> None:
-    with pytest.raises(
-        ValueError, match=r"precision='bf16' needs the fused training step, which cannot train this: a mem"
-    ):
-        make_trainer(precision="bf16", memory=MemoryRecord("cpu")).run()
+    trainer = make_trainer(precision="bf16")
+    trainer.network.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"precision='bf16' needs the fused training step, which cannot train this: "):
+        trainer.run()
     for parameters in ({"fused": False}, {"dtype": "float64"}, {"impl": "reference"}):
         with pytest.raises(ValueError, match="precision='bf16' belongs to the fused step in float32"):
             GRU4Rec(precision="bf16", **parameters)

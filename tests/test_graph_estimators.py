@@ -21,7 +21,7 @@ from gru4rec_fast import NGCF, InteractionGraph, LightGCN
 from gru4rec_fast.data import SessionStore, TripleSampler
 from gru4rec_fast.models import LightGCNParameters, NGCFParameters, graph_models
 from gru4rec_fast.models.builders import open_graph
-from gru4rec_fast.profiling import MemoryRecord
+from gru4rec_fast.profiling import MemoryProfiler
 from gru4rec_fast.training import (
     CheckpointError,
     GraphEpochRunner,
@@ -490,12 +490,14 @@ def test_impl_can_be_chosen_for_one_call(estimator: Any, native_library: None, m
 
 
 @both_estimators
-def test_fit_uses_the_memory_record_and_the_schedule(estimator: Any) -> None:
-    memory = MemoryRecord()
+def test_fit_uses_the_schedule_and_reports_its_phases_to_a_memory_profiler(estimator: Any) -> None:
     schedule = {"lr_scheduler": "step", "lr_scheduler_options": {"step_size": 1, "gamma": 0.5}}
-    model = small_model(estimator, **schedule).fit(TRAIN, memory=memory, progress=False)
+    with MemoryProfiler() as profiler:
+        model = small_model(estimator, evaluate_every=2, **schedule).fit(TRAIN, validation=TEST, progress=False)
     assert [record["learning_rate"] for record in model.history] == pytest.approx([0.02, 0.01, 0.005])
-    assert {"batch", "forward", "backward", "update"} <= set(memory.summary())
+    n_batches = model.history[0]["mini_batches"]
+    calls = {"/".join(phase.path): phase.calls for phase in profiler.report().phases[1:]}
+    assert calls == dict.fromkeys(("batch", "forward", "backward", "update"), 3 * n_batches) | {"evaluation": 2}
 
 
 def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:
@@ -631,9 +633,8 @@ def test_a_resumed_trainer_continues_schedule_and_weights(tmp_path: Path, interv
         network = LightGCN(embedding_dim=8, seed=1).build_network(TRAIN)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
         schedule = Schedule(optimizer, "ExponentialLR", {"gamma": 0.9, "interval": interval}, n_epochs=n_epochs)
-        memory = MemoryRecord("cpu")
         sampler = TripleSampler(TRAIN, 64, seed=1)
-        runner = GraphEpochRunner(network, sampler, optimizer=optimizer, schedule=schedule, memory=memory)
+        runner = GraphEpochRunner(network, sampler, optimizer=optimizer, schedule=schedule)
         return Trainer(runner, TrainerOptions(n_epochs=n_epochs), out=out)
 
     uninterrupted = make_trainer(4)
@@ -642,9 +643,6 @@ def test_a_resumed_trainer_continues_schedule_and_weights(tmp_path: Path, interv
     # The number of decays before the history records the rate of an epoch: with "update", that after the last update.
     n_decays = range(4) if interval == "epoch" else range(n_batches, 5 * n_batches, n_batches)
     assert rates == pytest.approx([0.1 * 0.9**n for n in n_decays])
-    assert {name: phase["calls"] for name, phase in uninterrupted.runner.memory.summary().items()} == dict.fromkeys(
-        ("batch", "forward", "backward", "update"), 4 * n_batches
-    )
     make_trainer(2, tmp_path).run()
     resumed = make_trainer(4, tmp_path)
     resumed.run(load_checkpoint(tmp_path / "last.safetensors", "gru4rec_fast.LightGCNNetwork/2"))

@@ -7,13 +7,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from markov import markov_store
 from small_trainer import FORMAT, LANES, STORE, call_at_block, make_trainer, no_pictures, weights
 
 from gru4rec_fast import ops
-from gru4rec_fast.profiling import MemoryRecord
+from gru4rec_fast.data import SessionStore
+from gru4rec_fast.profiling import MemoryProfiler
 from gru4rec_fast.training import (
     SessionEpochRunner,
     TrainingDiverged,
@@ -216,21 +218,26 @@ def test_a_second_training_in_a_folder_in_use_is_refused(tmp_path: Path):
     assert errors and len(trainer.history) == 1
 
 
-def test_a_memory_record_has_the_phases_of_the_training():
-    memory = MemoryRecord("cpu")
-    (record,) = make_trainer(n_epochs=1, memory=memory, accumulate=2).run()
-    summary = memory.summary()
-    assert list(summary) == ["batch", "forward", "loss", "backward", "update"]
+def test_a_memory_profiler_has_the_phases_of_the_training():
+    with MemoryProfiler() as profiler:
+        (record,) = make_trainer(n_epochs=1, fused=False, accumulate=2).run()
+    phases = profiler.report().phases[1:]
     blocks = record["mini_batches"]  # with bptt=1, a block is a mini-batch
-    calls = {name: phase["calls"] for name, phase in summary.items()}
-    assert calls == {
+    assert {"/".join(phase.path): phase.calls for phase in phases} == {
         "batch": blocks + 1,  # the last call finds no block
         "forward": blocks,
         "loss": blocks,
         "backward": blocks,
         "update": -(-blocks // 2),  # an update accumulates 2 blocks
     }
-    assert all(phase["peak_bytes"] >= phase["current_bytes"] > 0 for phase in summary.values())
+    assert all(phase.allocated_bytes > 0 and phase.peak_bytes > 0 for phase in phases)
+
+
+def test_an_epoch_may_have_thousands_of_short_updates():
+    # The number of updates per call doubled after each call, also where autograd makes one: it overflowed after 1024.
+    store = SessionStore.from_arrays(np.arange(2600) % 4, np.arange(0, 2601, 2))
+    (record,) = make_trainer(store=store, n_epochs=1, lanes=1, fused=False).run()
+    assert record["mini_batches"] == 1300
 
 
 def test_the_global_random_state_is_not_changed():

@@ -6,6 +6,7 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace grf {
 
@@ -64,5 +65,20 @@ class Buffer {
   c10::DataPtr data_;
   int64_t size_ = 0;
 };
+
+// An allocator for std::vector that uses torch's CPU allocator, so that memory profilers see the memory.
+template <typename T>
+struct TorchAllocator {
+  using value_type = T;
+  TorchAllocator() = default;
+  template <typename U>
+  TorchAllocator(const TorchAllocator<U>& /*other*/) {}
+  T* allocate(size_t n) { return static_cast<T*>(c10::GetCPUAllocator()->raw_allocate(n * sizeof(T))); }
+  void deallocate(T* data, size_t /*n*/) { c10::GetCPUAllocator()->raw_deallocate(data); }
+  bool operator==(const TorchAllocator& /*other*/) const { return true; }
+};
+
+template <typename T>
+using Vector = std::vector<T, TorchAllocator<T>>;
 
 }  // namespace grf

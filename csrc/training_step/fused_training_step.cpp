@@ -111,8 +111,10 @@ class StepImpl final : public FusedTrainingStep {
 
   double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
                      const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
-                     const Adagrad& optimizer) override {
+                     const Adagrad& optimizer, const PhaseListener& on_phase) override {
     const BusyGuard guard(*this);
+    on_phase_ = on_phase ? &on_phase : nullptr;
+    begin_phase("batch");
     TORCH_CHECK_VALUE(inputs.dim() == 2 && inputs.size(0) > 0, "inputs must be [T, B] with T > 0, not ",
                       inputs.sizes());
     TORCH_CHECK_VALUE(!negatives.defined() || negatives.dim() == 2, "negatives must be [T, N], not ",
@@ -142,8 +144,9 @@ class StepImpl final : public FusedTrainingStep {
 
   RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
                 int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
-                const std::function<void()>& poll) override {
+                const std::function<void()>& poll, const PhaseListener& on_phase) override {
     const BusyGuard guard(*this);
+    on_phase_ = on_phase ? &on_phase : nullptr;
     states_ = state_pointers(hidden, batcher.n_lanes());
     single_step_ = steps_ * accumulate_ == 1;
     const NegativeDraws draws = make_negative_draws(sampler, output_.n_items());
@@ -177,6 +180,10 @@ class StepImpl final : public FusedTrainingStep {
   }
 
  private:
+  void begin_phase(const char* name) const {
+    if (on_phase_ != nullptr) (*on_phase_)(name);
+  }
+
   static AdagradOptions<T> adagrad_options(const Adagrad& optimizer) {
     return {static_cast<T>(optimizer.lr), static_cast<T>(optimizer.momentum), static_cast<T>(optimizer.eps)};
   }
@@ -199,6 +206,7 @@ class StepImpl final : public FusedTrainingStep {
   // lanes.
   Block next_block(SessionBatcher& batcher, NegativeDraws draws, const NegativeSampler& sampler, int64_t min_live,
                    int64_t first_step) {
+    begin_phase("batch");
     const int64_t lanes = batcher.n_lanes(), rows = steps_ * lanes;
     int64_t *inputs = events_.reserve(2 * rows), *targets = inputs + rows;
     bool* reset = reset_.reserve(rows);
@@ -223,6 +231,7 @@ class StepImpl final : public FusedTrainingStep {
   // Runs forward and backward, without the gradients of the parameters, which compute_gradients and `update` compute.
   // Returns the block's loss, the mean over its steps. The gradients are gradients of this loss times `loss_scale`.
   double forward_backward(const Block& block, double loss_scale) {
+    begin_phase("forward");
     const StepRange& range = block.range;
     const int64_t rows = range.rows(), width = embedding_.width;
     T *x = x_.reserve(rows * width), *grad = grad_hidden_.reserve(rows * output_.width());
@@ -234,7 +243,9 @@ class StepImpl final : public FusedTrainingStep {
     stack_.prepare(range, x, states_, block.reset);
     loss_scale /= static_cast<double>(range.steps);
     if (!splits_lanes(block)) return forward_backward_all_lanes(block, loss_scale, x, grad);
+    begin_phase("loss");
     output_.prepare(stack_.output(), block.targets, range.lanes, block.negatives, block.n, loss_scale);
+    begin_phase("forward, loss and backward");  // each thread runs all three, and allocates nothing
     at::parallel_for(0, range.lanes, kMinLanesPerThread, [&](int64_t begin, int64_t end) {
       const Lanes lanes{begin, end - begin};
       forward(block, lanes, x);
@@ -249,6 +260,7 @@ class StepImpl final : public FusedTrainingStep {
     const StepRange& range = block.range;
     const Lanes all{0, range.lanes};
     forward(block, all, x);
+    begin_phase("loss");
     double sum = 0;
     for (int64_t t = 0; t < range.steps; ++t) {
       const int64_t row = t * range.lanes, width = output_.width();
@@ -256,6 +268,7 @@ class StepImpl final : public FusedTrainingStep {
                            block.negatives + t * block.n, block.n, loss_scale, grad + row * width);
       if (!single_step_ && std::isfinite(sum)) output_.store_gradient();
     }
+    begin_phase("backward");
     backward(block, all, grad);
     return static_cast<T>(sum / static_cast<double>(range.steps));
   }
@@ -291,6 +304,7 @@ class StepImpl final : public FusedTrainingStep {
   void compute_gradients(const Block& block, bool add, const AdagradOptions<T>& options) {
     const int64_t rows = block.range.rows(), width = embedding_.width;
     if (single_step_) {
+      begin_phase("update");
       stack_.compute_gradients_and_update(options);
     } else {
       stack_.compute_gradients(add);
@@ -305,6 +319,7 @@ class StepImpl final : public FusedTrainingStep {
 
   // Updates the parameters that compute_gradients has not updated. `block` is the last block of the update.
   void update(const Block& block, const AdagradOptions<T>& options) {
+    begin_phase("update");
     if (!single_step_) stack_.update(options);
     if (network_.embedding.defined()) grad_embedding_.apply(embedding_, options);
     if (!single_step_) {
@@ -335,6 +350,7 @@ class StepImpl final : public FusedTrainingStep {
   int64_t steps_, accumulate_;
 
   bool single_step_ = false;  // true if an update consists of one step, so that its gradients need not be stored
+  const PhaseListener* on_phase_ = nullptr;  // of the current call; null if nobody listens
   std::vector<T*> states_;
   T* mask_ = nullptr;  // the dropout mask of the embeddings in masks_, or null
   RowGradients<T> grad_embedding_;

@@ -56,6 +56,10 @@ struct RunRecord {
   bool finished;  // true at the end of the epoch
 };
 
+// Is called with the name of each phase of an update when the phase begins: batch, forward, loss, backward, update. May
+// be empty.
+using PhaseListener = std::function<void(const char* phase)>;
+
 // Trains a network by blocks. `make` creates the subclass for the dtype of the parameters.
 class FusedTrainingStep {
  public:
@@ -85,7 +89,7 @@ class FusedTrainingStep {
   // one state [B, H] per layer, which is updated. Returns the loss. If the loss is infinite or NaN, nothing is updated.
   virtual double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
                              const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
-                             const Adagrad& optimizer) = 0;
+                             const Adagrad& optimizer, const PhaseListener& on_phase) = 0;
 
   // Trains on the batcher's next mini-batches, for at most `updates` updates or until a step has fewer than `min_live`
   // live lanes. `first_step` and `hidden` are as in train_block. Stops before an update whose loss is infinite or NaN;
@@ -93,7 +97,7 @@ class FusedTrainingStep {
   // the run ends after a complete update.
   virtual RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
-                        const std::function<void()>& poll) = 0;
+                        const std::function<void()>& poll, const PhaseListener& on_phase) = 0;
 
  private:
   std::atomic<bool> busy_{false};

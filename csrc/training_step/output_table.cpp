@@ -188,7 +188,7 @@ void OutputTable<T>::group_other_gradients() {
   const size_t size = other_rows_.size();
   size_t i = 0;
   const auto row = [&](size_t k) { return other_rows_[other_order_[k]]; };  // of the k-th gradient in sorted order
-  const auto append_group = [&](std::vector<OtherGradients>& groups, int64_t group_row) {
+  const auto append_group = [&](Vector<OtherGradients>& groups, int64_t group_row) {
     const size_t begin = i;
     while (i < size && row(i) == group_row) ++i;
     groups.push_back({group_row, other_order_ + begin, static_cast<int64_t>(i - begin)});

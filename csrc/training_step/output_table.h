@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "common/scratch.h"
 #include "sampled_loss/cpu.h"
@@ -34,8 +33,8 @@ class RowGradients {
   void apply(const RowTable<T>& table, const AdagradOptions<T>& options);
 
  private:
-  std::vector<int64_t> index_;
-  std::vector<T> grad_;
+  Vector<int64_t> index_;
+  Vector<T> grad_;
 };
 
 // The options of the loss, named as in nn/sampled_loss.py.
@@ -115,8 +114,8 @@ class OutputTable {
 
   // The live lanes of the last step, and the items of the columns of scores: the targets of the live lanes, then the
   // distinct negatives in increasing order.
-  std::vector<int64_t> live_, items_;
-  std::vector<T> counts_, losses_;  // how often each distinct negative was drawn; the losses of the live lanes
+  Vector<int64_t> live_, items_;
+  Vector<T> counts_, losses_;  // how often each distinct negative was drawn; the losses of the live lanes
   SampledLoss<T> problem_{};
   ScoreColumns<T> score_columns_{};
   T* grad_scores_ = nullptr;
@@ -124,11 +123,11 @@ class OutputTable {
   Buffer<int64_t> order_;
 
   // Used by `update`: gradients of rows as targets and as inputs.
-  std::vector<int64_t> other_rows_;             // the row of each gradient
-  T* other_grad_ = nullptr;                     // the gradients
-  const int64_t* other_order_ = nullptr;        // their positions, sorted by row
-  std::vector<OtherGradients> for_negatives_;   // the gradients of each distinct negative; may be none
-  std::vector<OtherGradients> for_other_rows_;  // the gradients of each row that is not a negative
+  Vector<int64_t> other_rows_;             // the row of each gradient
+  T* other_grad_ = nullptr;                // the gradients
+  const int64_t* other_order_ = nullptr;   // their positions, sorted by row
+  Vector<OtherGradients> for_negatives_;   // the gradients of each distinct negative; may be none
+  Vector<OtherGradients> for_other_rows_;  // the gradients of each row that is not a negative
 
   RowGradients<T> stored_weight_, stored_bias_;
 };

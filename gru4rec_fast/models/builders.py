@@ -30,7 +30,6 @@ from gru4rec_fast.models.parameters import (
 )
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork, SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
 from gru4rec_fast.training import (
     EpochRunner,
     GraphEpochRunner,
@@ -173,7 +172,6 @@ def build_session_runner(
     *,
     optimizer: Optimizer | None = None,
     has_validation: bool = False,
-    memory: MemoryRecord = NULL_RECORD,
 ) -> SessionEpochRunner:
     """Return the runner that trains `network` on `store`; `has_validation`: whether there is validation data.
 
@@ -200,7 +198,6 @@ def build_session_runner(
         fused=p.fused,
         precision=p.precision,
         fingerprint=lambda: log_fingerprint(store),
-        memory=memory,
         impl=p.impl,
     )
 
@@ -246,7 +243,6 @@ def build_graph_runner(
     graph: InteractionGraph,
     *,
     has_validation: bool = False,
-    memory: MemoryRecord = NULL_RECORD,
 ) -> GraphEpochRunner:
     """Return the runner that trains `network` on `graph`; `has_validation`: whether there is validation data."""
     seed = network.seed if p.seed is None else p.seed
@@ -257,7 +253,6 @@ def build_graph_runner(
         optimizer=optimizer,
         reg_weight=p.reg_weight,
         schedule=build_schedule(p, optimizer, has_validation),
-        memory=memory,
     )
 
 

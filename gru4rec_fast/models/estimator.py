@@ -20,7 +20,7 @@ from gru4rec_fast.models.builders import build_trainer, find_device
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import TRAINING_LOSS
 from gru4rec_fast.nn.step_counter import StepCounter
-from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord, PeakMemory, process_baseline
+from gru4rec_fast.profiling import PeakMemory, process_baseline
 from gru4rec_fast.training import Callback, Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
 from gru4rec_fast.training.callbacks import check_callbacks
 from gru4rec_fast.training.checkpoint import convert_progress
@@ -91,7 +91,6 @@ class Estimator(Parameters):
         resume: bool | str | os.PathLike[str] = False,
         checkpoint_every: int | None = None,
         callbacks: Iterable[Callback] = (),
-        memory: MemoryRecord = NULL_RECORD,
         progress: bool | None = None,
         **columns: str,
     ) -> Self:
@@ -115,7 +114,6 @@ class Estimator(Parameters):
                 needs `out`.
             callbacks: a list of `gru4rec_fast.training.Callback` objects, which are called during the training and may
                 stop it.
-            memory: a MemoryRecord that records the memory use in the phases of each step.
             progress: False shows nothing; None shows progress on stderr, as a bar on a terminal and as lines in a pipe.
             columns: names of the columns if data is a table: `session_key` ("SessionId"), `item_key` ("ItemId") and
                 `time_key` ("Time"); for graph models `user_key` ("UserId") and `item_key`.
@@ -152,7 +150,7 @@ class Estimator(Parameters):
                     network.restore_seed(_saved_seed(checkpoint))
             trainer = build_trainer(
                 model,
-                model._build_runner(train, has_validation=validation is not None, memory=memory),
+                model._build_runner(train, has_validation=validation is not None),
                 checkpoint_every,
                 validate=None if held_out is None else lambda: model._validate(held_out),
                 out=out,
@@ -273,7 +271,7 @@ class Estimator(Parameters):
         """Return the network with its initial weights, on the model's device."""
         raise NotImplementedError
 
-    def _build_runner(self, data: Any, *, has_validation: bool, memory: MemoryRecord) -> EpochRunner:
+    def _build_runner(self, data: Any, *, has_validation: bool) -> EpochRunner:
         """Return the runner that trains the network on the data."""
         raise NotImplementedError
 

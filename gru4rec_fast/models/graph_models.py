@@ -26,7 +26,6 @@ from gru4rec_fast.models.parameter_fields import document_parameters
 from gru4rec_fast.models.parameters import GraphParameters, LightGCNParameters, NGCFParameters
 from gru4rec_fast.models.recommendations import QueryBatch, Recommendations, search_top_k
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
-from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, GraphEpochRunner
 from gru4rec_fast.training.checkpoint_tensors import MODEL
 
@@ -192,8 +191,8 @@ class GraphRecommender(Estimator, GraphParameters):
         assert self.graph is not None
         return self.build_network(self.graph)
 
-    def _build_runner(self, data: InteractionGraph, *, has_validation: bool, memory: MemoryRecord) -> GraphEpochRunner:
-        return build_graph_runner(self, self._fitted_network(), data, has_validation=has_validation, memory=memory)
+    def _build_runner(self, data: InteractionGraph, *, has_validation: bool) -> GraphEpochRunner:
+        return build_graph_runner(self, self._fitted_network(), data, has_validation=has_validation)
 
     @torch.no_grad()
     def _evaluate_held_out(self, data: InteractionGraph, cutoff: int) -> Report:

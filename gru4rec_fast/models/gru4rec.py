@@ -27,7 +27,6 @@ from gru4rec_fast.models.parameters import GRU4RecParameters
 from gru4rec_fast.models.recommendations import Recommendations, recommend
 from gru4rec_fast.models.session_recommender import SessionRecommender
 from gru4rec_fast.nn import SessionNetwork
-from gru4rec_fast.profiling import MemoryRecord
 from gru4rec_fast.training import Checkpoint, SessionEpochRunner
 from gru4rec_fast.training.checkpoint_tensors import MODEL
 
@@ -224,8 +223,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         assert self.vocabulary is not None
         return build_session_network(self, len(self.vocabulary))
 
-    def _build_runner(self, data: SessionStore, *, has_validation: bool, memory: MemoryRecord) -> SessionEpochRunner:
-        return build_session_runner(self, self._fitted_network(), data, has_validation=has_validation, memory=memory)
+    def _build_runner(self, data: SessionStore, *, has_validation: bool) -> SessionEpochRunner:
+        return build_session_runner(self, self._fitted_network(), data, has_validation=has_validation)
 
     def _evaluate_held_out(self, data: SessionStore, cutoff: int) -> Report:
         return evaluate_sessions(self._fitted_network(), data, cutoffs=(cutoff,), impl=self.impl)

@@ -1,4 +1,4 @@
-"""Measurement of memory: current and peak bytes of training phases and of modules."""
+"""Measurement of memory: which phase, module and tensor takes it, and whether it grows."""
 
 from gru4rec_fast.profiling.device_memory import (
     MemoryMeter,
@@ -8,17 +8,20 @@ from gru4rec_fast.profiling.device_memory import (
     process_baseline,
     set_baseline,
 )
-from gru4rec_fast.profiling.memory_record import NULL_RECORD, MemoryRecord, NullMemoryRecord, PhaseMemory
+from gru4rec_fast.profiling.memory_profiler import MemoryProfiler, active_profiler, phase, phase_switch
+from gru4rec_fast.profiling.memory_report import MemoryReport, PhaseMemory
 
 __all__ = [
-    "NULL_RECORD",
     "MemoryMeter",
-    "MemoryRecord",
-    "NullMemoryRecord",
+    "MemoryProfiler",
+    "MemoryReport",
     "PeakMemory",
     "PhaseMemory",
+    "active_profiler",
     "memory_meter",
     "peak_memory_bytes",
+    "phase",
+    "phase_switch",
     "process_baseline",
     "set_baseline",
 ]

@@ -26,6 +26,7 @@ from gru4rec_fast.data.sessions.loader import LaneState
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops.training_step import OPERATORS as STEP_OPERATORS
 from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import phase
 from gru4rec_fast.training.captured_update import UpdateContext
 from gru4rec_fast.training.fused_step import (
     NO_KERNELS,
@@ -199,10 +200,13 @@ class CapturedEpoch:
         updates = min(updates, max(1, math.ceil(self._n_steps_left / per_update)))
         lanes, results = len(hidden[0]), []
         while updates > 0:
-            captured = self.next_updates(updates, lanes)
+            with phase("workspace"):
+                captured = self.next_updates(updates, lanes)
             n_steps = captured.shape.mini_batches
-            captured.fill(*self.draw(n_steps, step), step)
-            captured.run(hidden)
+            with phase("batch"):
+                captured.fill(*self.draw(n_steps, step), step)
+            with phase("updates"):  # the first call of a shape captures the CUDA graph
+                captured.run(hidden)
             # Losses and numbers of live lanes are in one float64 tensor, so that one copy to the host suffices.
             results.append(torch.stack([captured.losses.double(), captured.n_live.double()], 1))
             updates, step = updates - captured.shape.updates, step + n_steps

@@ -23,6 +23,7 @@ from gru4rec_fast.nn import SampledLoss, SessionGRU, SessionNetwork
 from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import OutputTable
 from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import phase_switch
 
 
 class NoKernels(str):
@@ -273,17 +274,19 @@ class FusedTrainingStep:
         """
         self._rebind_if_changed()
         try:
-            return float(
-                self._native_step.train_block(
-                    inputs=inputs,
-                    targets=targets,
-                    reset=reset,
-                    negatives=negatives,
-                    first_step=step,
-                    hidden=list(hidden),
-                    **self._hyperparameters(),
+            with phase_switch() as on_phase:
+                return float(
+                    self._native_step.train_block(
+                        inputs=inputs,
+                        targets=targets,
+                        reset=reset,
+                        negatives=negatives,
+                        first_step=step,
+                        hidden=list(hidden),
+                        on_phase=on_phase,
+                        **self._hyperparameters(),
+                    )
                 )
-            )
         finally:
             self._mark_as_changed(hidden)
 
@@ -356,15 +359,17 @@ class FusedEpoch:
             return [], True
         self._training_step._rebind_if_changed()
         try:
-            blocks, self._finished = self._training_step._native_step.run(
-                batcher=self._batcher,
-                sampler=self._sampler,
-                min_live=self._loader.min_live,
-                first_step=step,
-                updates=updates,
-                hidden=list(hidden),
-                **self._training_step._hyperparameters(),
-            )
+            with phase_switch() as on_phase:
+                blocks, self._finished = self._training_step._native_step.run(
+                    batcher=self._batcher,
+                    sampler=self._sampler,
+                    min_live=self._loader.min_live,
+                    first_step=step,
+                    updates=updates,
+                    hidden=list(hidden),
+                    on_phase=on_phase,
+                    **self._training_step._hyperparameters(),
+                )
         except ValueError as error:
             if item_range_error(self._loader.items, self._training_step.n_items):
                 raise self._loader.damage_error(str(error)) from None

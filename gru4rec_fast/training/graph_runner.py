@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from gru4rec_fast.data import TripleSampler
 from gru4rec_fast.nn import GraphNetwork
-from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.profiling import phase
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import Progress
@@ -33,7 +33,6 @@ class GraphEpochRunner:
         optimizer: optimizer of the network's parameters.
         reg_weight: weight of the L2 penalty.
         schedule: learning-rate schedule of `optimizer`; None: a constant learning rate.
-        memory: a MemoryRecord records the phases batch, forward (loss included), backward and update.
 
     Raises:
         ValueError: reg_weight is negative.
@@ -47,11 +46,10 @@ class GraphEpochRunner:
         optimizer: Optimizer,
         reg_weight: float = 0.0,
         schedule: Schedule | None = None,
-        memory: MemoryRecord = NULL_RECORD,
     ) -> None:
         check_at_least(0, reg_weight=reg_weight)
         self.network, self.sampler, self.optimizer = network, sampler, optimizer
-        self.reg_weight, self.schedule, self.memory = reg_weight, schedule, memory
+        self.reg_weight, self.schedule = reg_weight, schedule
         self.position = TrainingPosition()
         self._losses = LossMonitor(network.embedding.device)
 
@@ -81,20 +79,20 @@ class GraphEpochRunner:
         `between_updates` is called after each mini-batch. The maximum number of mini-batches that it returns never
         forbids this, so it is ignored.
         """
-        position, memory, batch_size = self.position, self.memory, self.sampler.batch_size
+        position, batch_size = self.position, self.sampler.batch_size
         self.network.train()
         started = time.perf_counter() - position.seconds
         while position.mini_batches < self.sampler.n_batches:
-            with memory.phase("batch"):
+            with phase("batch"):
                 triples = self.sampler.draw(position.step)
-            with memory.phase("forward"):
+            with phase("forward"):
                 bpr, l2_penalty = self.network.loss(*triples, step=position.step)
                 loss = bpr + self.reg_weight * l2_penalty
                 self._losses.add(position, loss, 1)
-            with memory.phase("backward"):
+            with phase("backward"):
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-            with memory.phase("update"):
+            with phase("update"):
                 self.optimizer.step()
             if self.schedule:
                 self.schedule.after_update()

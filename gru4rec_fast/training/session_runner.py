@@ -17,7 +17,7 @@ from gru4rec_fast import ops
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.profiling import NULL_RECORD, MemoryRecord
+from gru4rec_fast.profiling import phase
 from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.checkpoint_tensors import HIDDEN, hidden_tensors
@@ -71,7 +71,6 @@ class SessionEpochRunner:
         fingerprint: function that returns a digest of the log, e.g. `lambda: log_fingerprint(store)`. It is called
             once, when the first checkpoint is written or resumed. None: a checkpoint of another log is detected only if
             the numbers of sessions, targets or items differ.
-        memory: a MemoryRecord records the phases batch, forward, loss, backward and update; autograd then trains.
         impl: "auto", "native" or "reference", for negative sampling.
 
     Attributes:
@@ -97,7 +96,6 @@ class SessionEpochRunner:
         fused: bool = True,
         precision: str = "full",
         fingerprint: Callable[[], str] | None = None,
-        memory: MemoryRecord = NULL_RECORD,
         impl: str = "auto",
     ):
         check_at_least(0, n_sample=n_sample, seed=seed)
@@ -109,7 +107,7 @@ class SessionEpochRunner:
         self.network, self.loader, self.criterion, self.optimizer = network, loader, criterion, optimizer
         self.sampler, self.n_sample, self.accumulate, self.seed = sampler, n_sample, accumulate, seed
         self.schedule, self.fused, self.precision = schedule, fused, precision
-        self.memory, self.impl = memory, impl
+        self.impl = impl
         self.position = TrainingPosition()
         self.hidden: list[Tensor] | None = None
         self._fingerprint = fingerprint
@@ -144,8 +142,6 @@ class SessionEpochRunner:
         """The reason why the next epoch is trained by autograd; None if the fused step trains it."""
         if self._autograd_was_requested:
             return "fused=False or impl='reference' was requested"
-        if self.memory is not NULL_RECORD:
-            return "a memory record needs the phases of a step one by one"
         if type(self.loader) is not SessionParallelLoader:
             return f"the loader must be exactly a SessionParallelLoader, not a {type(self.loader).__name__}"
         if self.loader.device.type != "cuda":
@@ -169,12 +165,12 @@ class SessionEpochRunner:
         self._running, updates, finished = None, 1, False
         while not finished:
             started, n_events = time.perf_counter(), position.events
-            _, finished = self._run_some(updates)
+            n_made, finished = self._run_some(updates)
             progress.advance(position.events - n_events, position.mean_loss)
             # The next call makes as many updates as fit _SECONDS_PER_CALL at the speed of the last call, but at most
-            # twice as many as the last call, which may have been unusually fast.
+            # twice as many as the last call made, which may have been unusually fast.
             seconds = time.perf_counter() - started
-            updates = min(2 * updates, max(1, int(updates * _SECONDS_PER_CALL / seconds)))
+            updates = max(1, min(2 * n_made, int(n_made * _SECONDS_PER_CALL / seconds)))
             if not finished:
                 limit = between_updates()
                 if limit is not None:  # in mini-batches; rounded up to whole updates
@@ -283,7 +279,7 @@ class SessionEpochRunner:
         """Make the next update by autograd; return the number of updates, 0 or 1, and whether the epoch is over."""
         accumulated = 0
         while accumulated < self.accumulate:
-            with self.memory.phase("batch"):
+            with phase("batch"):
                 block = next(blocks, None)
                 negatives = None if block is None else self._draw_negatives(len(block.n_live))
             if block is None:
@@ -304,15 +300,15 @@ class SessionEpochRunner:
 
     def backpropagate(self, block: SessionBlock, negatives: Tensor | None) -> None:
         """Compute a block's loss, accumulate the gradients of the weights, and advance `position`."""
-        position, memory, steps = self.position, self.memory, len(block.n_live)
+        position, steps = self.position, len(block.n_live)
         assert self.hidden is not None
-        with memory.phase("forward"):
+        with phase("forward"):
             output, hidden = self.network(block.inputs, self.hidden, block.reset, step=position.step)
-        with memory.phase("loss"):
+        with phase("loss"):
             table = self.network.output_weight, self.network.output_bias
             loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
             self._losses.add(position, loss, steps)
-        with memory.phase("backward"):
+        with phase("backward"):
             (loss if self.accumulate == 1 else loss / self.accumulate).backward()
         self.hidden = [state.detach() for state in hidden]
         self._advance(steps, block.n_events)
@@ -323,7 +319,7 @@ class SessionEpochRunner:
         self.position.events += events
 
     def _update_weights(self, scale: float = 1.0) -> None:
-        with self.memory.phase("update"):
+        with phase("update"):
             if scale != 1:
                 for parameter in self.network.parameters():
                     if parameter.grad is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gru4rec_fast.ops.ranking import NanScoreError
-from gru4rec_fast.profiling import PeakMemory
+from gru4rec_fast.profiling import PeakMemory, active_profiler, phase
 from gru4rec_fast.training.callbacks import Callback, StepRecord, check_callbacks, started
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.checkpoint_tensors import OPTIMIZER, load_optimizer, load_weights, optimizer_state
@@ -179,6 +179,8 @@ class Trainer:
         if resume is not None:
             self.restore(resume)
         self._is_stopped = False
+        if (profiler := active_profiler()) is not None:
+            profiler.track(self.network, self.optimizer)
         with lock_folder(self.folder.path):
             self.folder.prepare()
             self._announce()
@@ -303,7 +305,8 @@ class Trainer:
         monitored: float | None = record[LOSS] if options.monitor == LOSS else None
         must_validate = position.epoch % options.evaluate_every == 0 or position.epoch == options.n_epochs
         if self.validate is not None and must_validate:
-            metrics = record["validation"] = self._run_validation(self.validate)
+            with phase("evaluation"):
+                metrics = record["validation"] = self._run_validation(self.validate)
             if options.monitor not in (LOSS, *metrics):
                 raise ValueError(
                     f"monitor={options.monitor!r} is not measured; choose one of {', '.join(metrics)}, {LOSS}"
