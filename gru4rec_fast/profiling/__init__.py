@@ -8,10 +8,17 @@ from gru4rec_fast.profiling.device_memory import (
     process_baseline,
     set_baseline,
 )
+from gru4rec_fast.profiling.growth import Growth
+from gru4rec_fast.profiling.leak_detector import LeakDetector, LeakReport, MemoryLeakError, MemoryLeakWarning
 from gru4rec_fast.profiling.memory_profiler import MemoryProfiler, active_profiler, phase, phase_switch
 from gru4rec_fast.profiling.memory_report import MemoryReport, PhaseMemory
 
 __all__ = [
+    "Growth",
+    "LeakDetector",
+    "LeakReport",
+    "MemoryLeakError",
+    "MemoryLeakWarning",
     "MemoryMeter",
     "MemoryProfiler",
     "MemoryReport",

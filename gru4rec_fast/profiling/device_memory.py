@@ -55,7 +55,7 @@ class MemoryMeter:
     """Reads the current and the peak memory of one device, and resets the peak.
 
     A device has only one peak, and a reset loses it. So `reset` first passes the peak to all `PeakMemory` objects of
-    the device. A `MemoryRecord` (memory_record.py) needs no such call, because it uses the peak that `reset` returns.
+    the device.
 
     Attributes:
         exact: False if the last reset failed, so that the peak may be older than the last call of `reset`.
@@ -104,8 +104,8 @@ def memory_meter(device: torch.device | str = "cpu") -> MemoryMeter:
 class PeakMemory:
     """Peak bytes above a baseline, which is the memory in use when the object is created.
 
-    Create the object after the imports, so that it does not count them. Several `PeakMemory` and `MemoryRecord` objects
-    can be used at the same time.
+    Create the object after the imports, so that it does not count them. Several `PeakMemory` objects can be
+    used at the same time.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):

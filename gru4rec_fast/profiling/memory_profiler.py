@@ -193,6 +193,13 @@ class MemoryProfiler:
             if attached in self._hooks:
                 self._hooks.pop(attached).remove()
 
+    def live_bytes(self) -> int:
+        """Return the bytes that were allocated and not freed since the profiler was started."""
+        allocated, freed, _, peak = self._counter.read()
+        if self._open:
+            self._open[-1].peak_bytes = max(self._open[-1].peak_bytes, peak)
+        return allocated - freed
+
     def report(self) -> MemoryReport:
         """Return what was recorded so far. A phase that is still open counts up to its last end."""
         return MemoryReport(

@@ -1,0 +1,153 @@
+"""LeakDetector: planted leaks are found and named, clean loops are not accused; GrowthEstimator."""
+
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from gru4rec_fast.profiling import LeakDetector, MemoryLeakError, MemoryLeakWarning, MemoryProfiler
+from gru4rec_fast.profiling.growth import GrowthEstimator
+from gru4rec_fast.profiling.leak_detector import LeakReport
+
+kept: list[object] = []
+
+
+def leak_a_tensor() -> None:
+    kept.append(torch.zeros(256))
+
+
+def leak_bytes() -> None:
+    kept.append(bytearray(1024))
+
+
+def leak_nothing() -> None:
+    n = int(torch.randint(1000, 5000, ()))  # sizes vary from step to step
+    (torch.zeros(n) * 2).sum()
+    dict.fromkeys(range(20))
+
+
+def watch(step: Callable[[], None], n_steps: int, **arguments: object) -> LeakReport:
+    """Run n steps; return the report at the end."""
+    kept.clear()
+    with LeakDetector(**arguments) as detector:  # type: ignore[arg-type]
+        for _ in range(n_steps):
+            leak_nothing()
+            step()
+            detector.step()
+    return detector.report()
+
+
+def test_a_leaked_tensor_of_a_kilobyte_is_found_and_named_within_500_steps() -> None:
+    with pytest.warns(MemoryLeakWarning, match="the memory grows with every step") as caught:
+        report = watch(leak_a_tensor, 500)
+    assert len(caught) == 1
+    assert report.is_leaking and report.allocator is not None
+    assert report.allocator.low <= 1024 <= report.allocator.high
+    assert report.allocator.high - report.allocator.low < 100
+    assert ("Tensor [256] torch.float32 on cpu", pytest.approx(1, abs=0.1)) in report.tensors
+    assert any(name == "torch.Tensor" for name, _ in report.types)
+    place, source, _, count = report.sites[0]
+    assert place.startswith(f"{__file__}:") and source == "kept.append(torch.zeros(256))"
+    assert count == pytest.approx(1, abs=0.1)
+    assert "kept.append(torch.zeros(256))" in str(caught[0].message)
+
+
+def test_leaked_bytes_are_found_and_named_within_500_steps() -> None:
+    with pytest.raises(MemoryLeakError) as caught:
+        watch(leak_bytes, 500, on_leak="raise")
+    report = caught.value.report
+    assert report.steps < 500 and report.python_bytes == pytest.approx(1024 + 56, rel=0.3)
+    assert report.sites[0][:2] == (
+        f"{__file__}:{leak_bytes.__code__.co_firstlineno + 1}",
+        "kept.append(bytearray(1024))",
+    )
+    assert report.allocator is not None and not report.allocator.is_steady
+    assert "the memory grows with every step" in str(caught.value)
+
+
+def test_5000_clean_steps_are_not_accused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = watch(leak_nothing, 5000)
+    assert not report.is_leaking
+    assert report.describe().startswith("the memory does not grow with every step (5000 steps)")
+    assert not (report.sites or report.types or report.tensors)
+
+
+def test_a_cache_that_fills_is_not_accused() -> None:
+    def fill_cache() -> None:
+        if len(kept) < 300:
+            kept.append(torch.zeros(256))
+
+    report = watch(fill_cache, 2000)
+    assert not report.is_leaking
+
+
+def test_too_few_steps_give_no_verdict() -> None:
+    report = watch(leak_a_tensor, 150)
+    assert report.allocator is None and not report.is_leaking
+    assert report.describe() == "150 steps are too few to say whether the memory grows"
+
+
+def test_the_allocations_of_an_active_profiler_are_used() -> None:
+    with MemoryProfiler() as profiler, profiler.phase("loop"), pytest.warns(MemoryLeakWarning):
+        report = watch(leak_a_tensor, 450)
+    assert report.allocator is not None and report.allocator.per_step == pytest.approx(1024, rel=0.05)
+    assert profiler.report().phase("loop").peak_bytes >= 450 * 1024
+
+
+def test_live_line() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, file = Terminal(), io.StringIO()
+    watch(leak_nothing, 3, live=terminal)
+    watch(leak_nothing, 3, live=file)
+    lines = terminal.getvalue().split("\r")[1:]
+    assert len(lines) == 3 and lines[2].startswith("step 3: allocator ") and lines[2].endswith("\n")
+    assert file.getvalue().startswith("step 1: allocator ") and file.getvalue().count("\n") == 1
+
+
+def test_step_needs_the_context() -> None:
+    with pytest.raises(RuntimeError, match="needs the context: with LeakDetector"):
+        LeakDetector().step()
+
+
+@pytest.mark.parametrize("arguments", [{"warm_up": -1}, {"min_growth": -1.0}, {"on_leak": "ignore"}])
+def test_invalid_arguments_are_errors(arguments: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        LeakDetector(**arguments)
+
+
+def growth_of(values: np.ndarray, threshold: float = 64.0) -> GrowthEstimator:
+    estimator = GrowthEstimator(threshold)
+    for step, value in enumerate(values):
+        estimator.add(step, value)
+    return estimator
+
+
+def test_growth_of_a_line_with_noise() -> None:
+    noise = np.random.default_rng(0).exponential(1e5, 4000)
+    growth = growth_of(1000 * np.arange(4000) + noise).estimate()
+    assert growth is not None and growth.low < 1000 < growth.high
+    assert growth.per_step == pytest.approx(1000, rel=0.02) and growth.is_steady
+
+
+def test_noise_steps_and_saturation_are_no_growth() -> None:
+    noise = np.random.default_rng(1).normal(0, 1e6, 4000)
+    jump = np.where(np.arange(4000) < 1000, 0, 1e7)
+    saturating = 1e7 * np.minimum(np.arange(4000) / 1500, 1)
+    for values in (noise, jump, saturating):
+        growth = growth_of(values).estimate()
+        assert growth is not None and not growth.is_steady
+
+
+def test_the_estimator_needs_constant_memory() -> None:
+    estimator = growth_of(np.arange(100_000.0))
+    assert len(estimator._blocks) < 64
+    growth = estimator.estimate()
+    assert growth is not None and growth.per_step == pytest.approx(1)
