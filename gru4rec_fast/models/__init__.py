@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gru4rec_fast.models.builders import build_session_network, build_session_runner
+    from gru4rec_fast.models.cache import ByteLimitedCache, CacheStatistics, size_in_bytes
+    from gru4rec_fast.models.candidates import CandidatePool
     from gru4rec_fast.models.graph_models import NGCF, GraphRecommender, LightGCN
     from gru4rec_fast.models.gru4rec import GRU4Rec
     from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "builders": ("build_session_network", "build_session_runner"),
+    "cache": ("ByteLimitedCache", "CacheStatistics", "size_in_bytes"),
+    "candidates": ("CandidatePool",),
     "graph_models": ("NGCF", "GraphRecommender", "LightGCN"),
     "gru4rec": ("GRU4Rec",),
     "parameter_text": ("parse_parameter_string", "read_parameter_file"),
@@ -30,6 +34,9 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "NGCF",
+    "ByteLimitedCache",
+    "CacheStatistics",
+    "CandidatePool",
     "GRU4Rec",
     "GRU4RecParameters",
     "GraphParameters",
@@ -44,6 +51,7 @@ __all__ = [
     "parse_parameter_string",
     "read_parameter_file",
     "recommend",
+    "size_in_bytes",
 ]
 
 
