@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gru4rec_fast.models.candidates import CandidatePool
     from gru4rec_fast.models.graph_models import NGCF, GraphRecommender, LightGCN
     from gru4rec_fast.models.gru4rec import GRU4Rec
+    from gru4rec_fast.models.memory_estimate import MemoryEstimate, estimate_memory
     from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
     from gru4rec_fast.models.parameters import GraphParameters, GRU4RecParameters, LightGCNParameters, NGCFParameters
     from gru4rec_fast.models.recommendations import Recommendations, recommend
@@ -25,6 +26,7 @@ _MODULES = {
     "candidates": ("CandidatePool",),
     "graph_models": ("NGCF", "GraphRecommender", "LightGCN"),
     "gru4rec": ("GRU4Rec",),
+    "memory_estimate": ("MemoryEstimate", "estimate_memory"),
     "parameter_text": ("parse_parameter_string", "read_parameter_file"),
     "parameters": ("GRU4RecParameters", "GraphParameters", "LightGCNParameters", "NGCFParameters"),
     "recommendations": ("Recommendations", "recommend"),
@@ -43,11 +45,13 @@ __all__ = [
     "GraphRecommender",
     "LightGCN",
     "LightGCNParameters",
+    "MemoryEstimate",
     "NGCFParameters",
     "Recommendations",
     "SessionRecommender",
     "build_session_network",
     "build_session_runner",
+    "estimate_memory",
     "parse_parameter_string",
     "read_parameter_file",
     "recommend",
