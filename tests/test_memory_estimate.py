@@ -146,7 +146,7 @@ def test_sums_and_table() -> None:
     held = estimate.parameters + estimate.optimizer + estimate.ids + estimate.workspace
     assert estimate.training == held + estimate.activations and estimate.validating == held + estimate.evaluation
     assert estimate.peak == max(estimate.training, estimate.validating) < 40e6
-    assert estimate.evaluating == estimate.parameters + estimate.ids + estimate.evaluation
+    assert estimate.evaluating == estimate.parameters + estimate.evaluation
     assert f"{estimate.peak / 2**20:,.1f} MiB" in estimate.table().splitlines()[-1]
     autograd = estimate_memory(GRU4RecParameters(layers=[100], fused=False), 1_000)
     assert autograd.workspace == 0 < autograd.activations
@@ -169,7 +169,7 @@ def test_a_budget_chooses_the_batch_size_and_keeps_the_metrics() -> None:
     assert reports[0] == reports[1]
     with pytest.raises(ValueError, match=f"memory_budget=1000: an evaluation needs at least {smallest} bytes"):
         estimate_memory(model, N_ITEMS, **sizes, memory_budget=1000)
-    sessions = estimate_memory(GRU4Rec(layers=[512]), 1_000, batch_size=1 << 16, memory_budget=50_000_000)
+    sessions = estimate_memory(GRU4Rec(layers=[512]), 1_000, batch_size=1 << 16, memory_budget=60_000_000)
     assert 512 <= sessions.evaluation_batch_size < 1 << 16
 
 

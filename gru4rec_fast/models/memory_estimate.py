@@ -38,10 +38,10 @@ class MemoryEstimate:
         parameters: weights of the network.
         optimizer: accumulators and velocity of Adagrad, or both running means of Adam.
         gradients: dense gradients that exist between two steps (graph models).
-        ids: the copies of ids, supports or edges that a model keeps, and the alias table that draws negatives.
+        ids: copies of ids, supports and edges during `fit`, and the alias table that draws negatives.
         workspace: buffers of the fused step, which exist during the whole training.
         activations: what forward and backward by autograd need beyond that.
-        evaluation: what an evaluation needs beyond the parameters and ids.
+        evaluation: what an evaluation needs beyond the parameters.
         evaluation_batch_size: the `batch_size` of that evaluation.
     """
 
@@ -66,8 +66,8 @@ class MemoryEstimate:
 
     @property
     def evaluating(self) -> int:
-        """Peak of the `evaluate` of a model that is loaded or trained."""
-        return self.parameters + self.ids + self.evaluation
+        """Peak of the `evaluate` of a loaded model. After `fit`, a graph model also keeps its last gradients."""
+        return self.parameters + self.evaluation
 
     @property
     def peak(self) -> int:
@@ -119,8 +119,8 @@ def estimate_memory(
         n_users, n_edges: numbers of users and of interactions; only for graph models, which need `n_users`.
         batch_size: batch size of the evaluation; None: the default of `evaluate`.
         cutoff: largest cut-off of the evaluation.
-        memory_budget: bytes that an `evaluate` may use for parameters, ids and evaluation. The batch size is halved
-            until they are enough; the metrics do not depend on it. None: no limit.
+        memory_budget: bytes that an `evaluate` may use, parameters included. The batch size is halved until they are
+            enough; the metrics do not depend on it. None: no limit.
 
     Raises:
         ValueError: a size is out of range, or the budget is less than the need at batch size 1. TypeError:
