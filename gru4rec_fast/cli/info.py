@@ -34,7 +34,7 @@ def info(
     ] = None,
     parameter_string: Annotated[
         str | None,
-        _estimate_option("-ps", "--parameter-string", metavar="TEXT", help="Parameters, as in train."),
+        _estimate_option("-ps", "--parameter-string", metavar="NAME=VALUE,...", help="Hyper-parameters as in train."),
     ] = None,
     params: Annotated[Path | None, _estimate_option(metavar="FILE", help="TOML or JSON file of parameters.")] = None,
 ) -> None:

@@ -120,7 +120,7 @@ def estimate_memory(
         batch_size: batch size of the evaluation; None: the default of `evaluate`.
         cutoff: largest cut-off of the evaluation.
         memory_budget: bytes that an `evaluate` may use, parameters included. The batch size is halved until they are
-            enough; the metrics do not depend on it. None: no limit.
+            enough, which changes the metrics at most by rounding errors. None: no limit.
 
     Raises:
         ValueError: a size is out of range, or the budget is less than the need at batch size 1. TypeError:
