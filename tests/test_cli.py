@@ -279,6 +279,20 @@ def test_a_session_with_fewer_than_k_items_left_gets_fewer_rows(run_folder: Path
     assert rows == [["few", "1"], ["few", "2"], *(["many", str(rank)] for rank in range(1, 6))]
 
 
+def test_recommend_only_the_items_of_a_file(logs: Path, run_folder: Path, tmp_path: Path) -> None:
+    ids = GRU4Rec.load(run_folder / "model.safetensors").vocabulary.ids[[7, 3]].tolist()
+    (tmp_path / "items.txt").write_text(f"{ids[0]}\n\n{ids[1]}\n")
+    arguments = ["recommend", run_folder, logs / "test.tsv", "--k", "3", "--candidates", tmp_path / "items.txt"]
+    ran = cli(*arguments)
+    assert ran.exit_code == 0, ran.stderr
+    rows = [line.split("\t") for line in ran.stdout.splitlines()[1:]]
+    assert len(rows) == 2 * 100 and {int(row[2]) for row in rows} == {*ids}
+    (tmp_path / "items.txt").write_text(f"{ids[0]}\n-5\n")
+    assert "items.txt, line 2: the model was not trained on item -5; --skip-unknown skips" in cli(*arguments).error_line
+    ran = cli(*arguments, "--skip-unknown")
+    assert len(ran.stdout.splitlines()) == 101 and "skipped: 1 unknown item\n" in ran.stderr
+
+
 def test_evaluate_and_recommend_pass_on_impl(logs: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impls: list[str] = []
     load = GRU4Rec.load

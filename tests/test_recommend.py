@@ -5,8 +5,10 @@ A session is live while SessionRecommender holds its hidden state. ExactNetwork 
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -294,7 +296,7 @@ def test_the_least_recently_used_session_is_evicted(caplog: pytest.LogCaptureFix
         recommender.observe_many("ec", item_ids([6, 7]))  # evicts a, then b
         assert [name in recommender for name in "abcde"] == [False, False, True, True, True]
     assert recommender.n_evicted == 3
-    assert len([r for r in caplog.records if "all 3 rows are in use" in r.message]) == 1
+    assert len([r for r in caplog.records if "capacity=3 is reached with 3 live" in r.message]) == 1
     assert (
         recommender.recommend(["c"], 3).items[0].tolist() == expected_best([7], 3, set())[0]
     )  # c started again from an empty state
@@ -303,16 +305,118 @@ def test_the_least_recently_used_session_is_evicted(caplog: pytest.LogCaptureFix
 
 
 @settings(deadline=None)
-@given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, N_ITEMS - 1)), max_size=30))
-def test_observe_many_equals_observe_for_each_event(capacity: int, events: list[tuple[str, int]]) -> None:
+@given(
+    st.integers(1, 4),
+    st.none() | st.integers(1, 4000),
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, N_ITEMS - 1)), max_size=30),
+)
+def test_observe_many_equals_observe_for_each_event(
+    capacity: int, max_bytes: int | None, events: list[tuple[str, int]]
+) -> None:
     """This also holds if a call has more sessions than the capacity, so that some are evicted within it."""
-    one_by_one, in_one_call = (SessionRecommender(NETWORK, VOCABULARY, capacity) for _ in range(2))
+    one_by_one, in_one_call = (
+        SessionRecommender(NETWORK, VOCABULARY, capacity, max_bytes=max_bytes, clock=lambda: 0.0) for _ in range(2)
+    )
     for name, item in events:
         one_by_one.observe(name, f"item-{item}")
     in_one_call.observe_many([name for name, _ in events], item_ids([item for _, item in events]))
     state, expected = in_one_call.state_dict(), one_by_one.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(state.pop("states"), expected.pop("states"), strict=True))
     assert state == expected
+    assert (in_one_call.n_bytes <= (max_bytes or 4000)) or len(in_one_call) == 1
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_sessions_without_a_recent_event_are_evicted() -> None:
+    """The age counts from the last event; a request for recommendations does not change it."""
+    clock = Clock()
+    recommender = SessionRecommender(NETWORK, VOCABULARY, max_age=10, clock=clock)
+    recommender.observe_many("abc", item_ids([1, 2, 3]))
+    clock.seconds = 6
+    recommender.observe("b", "item-4")
+    recommender.recommend("ac", 3)
+    clock.seconds = 10
+    assert len(recommender) == 3  # not older than max_age
+    saved = recommender.state_dict()
+    clock.seconds = 10.5
+    assert [name in recommender for name in "abc"] == [False, True, False]
+    with pytest.raises(ValueError, match="session 'a' is not live"):
+        recommender.recommend("a", 3)
+    recommender.observe("a", "item-5")  # starts again
+    assert recommender.recommend("a", 3).items[0].tolist() == expected_best([5], 3, set())[0]
+    assert recommender.evictions == {"capacity": 0, "age": 2, "bytes": 0}
+    clock.seconds = 1_000
+    assert len(recommender) == 0 and recommender.n_bytes == 0
+
+    # Ages survive saving and loading, also on a machine with another clock.
+    other_clock = Clock()
+    loaded = SessionRecommender(NETWORK, VOCABULARY, max_age=10, clock=other_clock)
+    loaded.load_state_dict(saved)
+    assert len(loaded) == 3
+    other_clock.seconds = 5
+    assert [name in loaded for name in "abc"] == [False, True, False]
+    saved["ages"] = None  # in the state dict of version 0.1, there are neither ages nor causes of evictions
+    del saved["evictions"]
+    loaded.load_state_dict(saved | {"n_evicted": 7})
+    assert len(loaded) == 3 and loaded.evictions == {"capacity": 7, "age": 0, "bytes": 0}
+
+
+def test_max_bytes_evicts_the_least_recently_used_sessions(caplog: pytest.LogCaptureFixture) -> None:
+    recommender = SessionRecommender(NETWORK, VOCABULARY)
+    recommender.observe_many("abc", item_ids([1, 2, 3]))
+    limited = SessionRecommender(NETWORK, VOCABULARY, max_bytes=recommender.n_bytes)
+    with caplog.at_level(logging.WARNING, logger="gru4rec_fast"):
+        limited.observe_many("abc", item_ids([1, 2, 3]))
+        limited.recommend("a", 2)
+        assert len(limited) == 3 and not caplog.records
+        limited.observe_many("dc", item_ids([4, 3]))  # evicts b, then nothing: c has item-3
+    assert [name in limited for name in "abcd"] == [True, False, True, True]
+    assert "max_bytes=" in caplog.records[0].message and len(caplog.records) == 1
+    limited.observe_many("d" * 9, item_ids([*range(9)]))  # a longer session needs the memory of another one
+    assert [name in limited for name in "acd"] == [False, True, True]
+    assert limited.evictions == {"capacity": 0, "age": 0, "bytes": 2} and limited.n_evicted == 2
+    assert limited.recommend("d", 3).items[0].tolist() == expected_best([4, *range(9)], 3, set())[0]
+    tiny = SessionRecommender(NETWORK, VOCABULARY, max_bytes=1)
+    tiny.observe_many("ab", item_ids([1, 2]))
+    assert len(tiny) == 1 and "b" in tiny
+    tiny.load_state_dict(recommender.state_dict())
+    assert len(tiny) == 1 and "c" in tiny
+    for limit in ({"max_bytes": 0}, {"max_age": -1.0}):
+        with pytest.raises(ValueError, match="must be positive"):
+            SessionRecommender(NETWORK, VOCABULARY, **limit)  # type: ignore[arg-type]
+
+
+def test_n_bytes_is_the_memory_of_the_sessions() -> None:
+    """Compared with the memory that Python and the state tensors take; unused rows are at most a third."""
+    network, n = ExactNetwork(20_000, width=64), 3_000
+    vocabulary, rng = Vocabulary(np.arange(20_000)), np.random.default_rng(0)
+    events = rng.integers(20_000, size=(20, n))
+    names = np.arange(1_000, 1_000 + n)
+    gc.collect()
+    tracemalloc.start()
+    recommender = SessionRecommender(network, vocabulary)
+    for step in events:
+        recommender.observe_many(names.tolist(), step.tolist())
+    gc.collect()
+    python_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    row_bytes = 64 * 8
+    rows = len(recommender._states[0])
+    assert n <= rows <= n + n // 3 + 16
+    assert recommender.n_bytes == pytest.approx(python_bytes + n * row_bytes, rel=0.15)
+    expected = recommender.recommend(names[-5:], 5)
+    for name in names[:-5].tolist():
+        recommender.end(name)
+    assert len(recommender._states[0]) <= 5 + 17 and len(recommender) == 5
+    np.testing.assert_array_equal(recommender.recommend(names[-5:], 5).scores, expected.scores)
 
 
 def test_a_log_sorted_by_session_is_observed_in_few_calls() -> None:

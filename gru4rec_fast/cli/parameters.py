@@ -12,6 +12,7 @@ import typer
 
 from gru4rec_fast.cli.options import with_signature
 from gru4rec_fast.cli.registry import PARAMETERS, estimator_class, parameter_class
+from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 
 if TYPE_CHECKING:
@@ -79,22 +80,31 @@ def _format_default(default: Any) -> str:
     return "" if default is None else "/".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-def build_model(
-    name: str, options: dict[str, Any], parameter_string: str | None, parameter_file: Path | None
-) -> GRU4Rec | GraphRecommender:
-    """Return a new model with these hyper-parameters. An option wins over the string, and the string over the file.
+def build_parameters(
+    cls: type[Parameters], options: dict[str, Any], parameter_string: str | None, parameter_file: Path | None
+) -> Any:
+    """Return the parameters of a model. An option wins over the string, and the string over the file.
 
     Raises:
         ValueError: an unknown parameter, with the nearest known names; or a wrong value.
-        FileNotFoundError: there is no such file. RuntimeError: this machine has no such device.
+        FileNotFoundError: there is no such file.
     """
-    cls = parameter_class(name)
     try:
         from_file = read_parameter_file(parameter_file, cls) if parameter_file else {}
         from_string = parse_parameter_string(parameter_string, cls) if parameter_string else {}
-        parameters = cls.create({**_DEFAULTS, **from_file, **from_string, **options})
+        return cls.create({**_DEFAULTS, **from_file, **from_string, **options})
     except (TypeError, ValueError) as error:
         raise ValueError(str(error)) from error
+
+
+def build_model(
+    name: str, options: dict[str, Any], parameter_string: str | None, parameter_file: Path | None
+) -> GRU4Rec | GraphRecommender:
+    """Return a new model with these hyper-parameters.
+
+    Raises the errors of `build_parameters`, and RuntimeError if this machine has no such device.
+    """
+    parameters = build_parameters(parameter_class(name), options, parameter_string, parameter_file)
     from gru4rec_fast.models.builders import find_device
 
     find_device(parameters.device)  # raises an error for a device that is missing before the logs are read

@@ -54,12 +54,17 @@ class Sessions:
 
 
 def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
-    """Return the users in a file of one id per line; empty lines are ignored.
+    """Return the users in a file of one id per line; see `read_ids`."""
+    return Users(read_ids(path, vocabulary, skip_unknown, "user"))
+
+
+def read_ids(path: Path, vocabulary: Vocabulary, skip_unknown: bool, kind: str) -> np.ndarray:
+    """Return the ids in a file of one id per line; empty lines are ignored. `kind` is "user" or "item".
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: there is no id, or the model was not trained on a user. With
-            `skip_unknown`, unknown users are skipped; it is an error if no user is left.
+        ValueError: there is no id, or the model was not trained on a user or item. With
+            `skip_unknown`, unknown ids are skipped; it is an error if no id is left.
     """
     import numpy as np
 
@@ -69,23 +74,23 @@ def read_users(path: Path, vocabulary: Vocabulary, skip_unknown: bool) -> Users:
     with open(path, encoding="utf-8-sig") as file:
         lines = [(line_number, line.strip()) for line_number, line in enumerate(file, 1) if line.strip()]
     if not lines:
-        raise ValueError(f"{path} has no user id: give one id per line")
+        raise ValueError(f"{path} has no {kind} id: give one id per line")
     # index_of_any_kind takes 7 and "7" for the same id.
     indices = vocabulary.index_of_any_kind(np.array([text for _, text in lines], STRING))
     known = indices >= 0
     if not known.all() and not skip_unknown:
         line_number, text = lines[int(known.argmin())]
         if not vocabulary.holds_strings and not text.lstrip("-").isdigit():
-            raise ValueError(f"{path}, line {line_number}: {text!r} is no user id; the model's ids are integers")
+            raise ValueError(f"{path}, line {line_number}: {text!r} is no {kind} id; the model's ids are integers")
         raise ValueError(
-            f"{path}, line {line_number}: the model was not trained on user {_quoted(text, vocabulary)}; "
-            "--skip-unknown skips such users"
+            f"{path}, line {line_number}: the model was not trained on {kind} {_quoted(text, vocabulary)}; "
+            f"--skip-unknown skips such {kind}s"
         )
     if not known.any():
-        raise ValueError(f"{path}: the model was trained on none of these users")
+        raise ValueError(f"{path}: the model was trained on none of these {kind}s")
     if not known.all():
-        print_note(f"skipped: {counted(int((~known).sum()), 'unknown users')}")
-    return Users(vocabulary.ids[indices[known]])
+        print_note(f"skipped: {counted(int((~known).sum()), f'unknown {kind}s')}")
+    return vocabulary.ids[indices[known]]
 
 
 def _quoted(unknown_id: int | str, vocabulary: Vocabulary) -> str:

@@ -16,11 +16,11 @@ from gru4rec_fast.cli.evaluate import ModelPath
 from gru4rec_fast.cli.inputs import refuse_unused_options
 from gru4rec_fast.cli.options import LogFormat, RuntimeOptions, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, open_atomically, print_note
-from gru4rec_fast.cli.queries import JSON_LINES_SUFFIXES, Sessions, Users, read_sessions, read_users
+from gru4rec_fast.cli.queries import JSON_LINES_SUFFIXES, Sessions, Users, read_ids, read_sessions, read_users
 from gru4rec_fast.cli.registry import load_model
 
 if TYPE_CHECKING:
-    from gru4rec_fast.models import GraphRecommender, GRU4Rec
+    from gru4rec_fast.models import CandidatePool, GraphRecommender, GRU4Rec
 
 _QUERIES_PER_CALL = 8192  # sessions or users per call of `model.recommend`; limits the memory of the results
 
@@ -55,6 +55,10 @@ def recommend(
             "items may be left. Default: no for gru4rec, yes for graph models.",
         ),
     ] = None,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Recommend only the items in this file, which has one item id per line."),
+    ] = None,
     skip_unknown: Annotated[
         bool,
         typer.Option(
@@ -86,7 +90,9 @@ def recommend(
     with nullcontext(sys.stdout) if out is None else open_atomically(out) as file:
         write = _json_line_writer(file, queries.kind) if as_json else _tsv_writer(file, queries.kind, log_format)
         n_short = 0
-        options = {} if exclude_seen is None else {"exclude_seen": exclude_seen}
+        options: dict[str, Any] = {} if exclude_seen is None else {"exclude_seen": exclude_seen}
+        if candidates is not None:
+            options["candidates"] = _read_candidates(loaded, candidates, skip_unknown)
         for ranked in _recommend_all(loaded, queries, k, options):
             write(ranked)
             n_short += len(ranked.items) < k
@@ -118,7 +124,17 @@ def _read_queries(
     return read_users(path, model.graph.users, skip_unknown)
 
 
-def _recommend_all(model: Any, queries: Sessions | Users, k: int, options: dict[str, bool]) -> Iterator[RankedItems]:
+def _read_candidates(model: GRU4Rec | GraphRecommender, path: Path, skip_unknown: bool) -> CandidatePool:
+    """Return the items in a file of one id per line."""
+    from gru4rec_fast.models import CandidatePool, GRU4Rec
+
+    graph = None if isinstance(model, GRU4Rec) else model.graph
+    vocabulary = model.vocabulary if isinstance(model, GRU4Rec) else None if graph is None else graph.items
+    assert vocabulary is not None  # every loaded model has a vocabulary
+    return CandidatePool(vocabulary, read_ids(path, vocabulary, skip_unknown, "item"))
+
+
+def _recommend_all(model: Any, queries: Sessions | Users, k: int, options: dict[str, Any]) -> Iterator[RankedItems]:
     """Yield the recommendations for each session or user; `options` are further arguments of `model.recommend`."""
     for start in range(0, len(queries.ids), _QUERIES_PER_CALL):
         stop = start + _QUERIES_PER_CALL

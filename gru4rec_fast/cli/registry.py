@@ -23,10 +23,10 @@ PARAMETERS: dict[str, type[Parameters]] = {
 _ESTIMATORS = {GRU4REC: "GRU4Rec", "ngcf": "NGCF", "lightgcn": "LightGCN"}
 
 
-def parameter_class(name: str) -> type[Parameters]:
-    """Return the parameter class of a model; ValueError for an unknown name."""
+def parameter_class(name: str, option: str = "--model") -> type[Parameters]:
+    """Return the parameter class of a model; ValueError, with the option that has the name, for an unknown name."""
     if name not in PARAMETERS:
-        raise ValueError(f"--model {name}: choose one of {', '.join(PARAMETERS)}")
+        raise ValueError(f"{option} {name}: choose one of {', '.join(PARAMETERS)}")
     return PARAMETERS[name]
 
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gru4rec_fast.models.builders import build_session_network, build_session_runner
+    from gru4rec_fast.models.cache import ByteLimitedCache, CacheStatistics, size_in_bytes
+    from gru4rec_fast.models.candidates import CandidatePool
     from gru4rec_fast.models.graph_models import NGCF, GraphRecommender, LightGCN
     from gru4rec_fast.models.gru4rec import GRU4Rec
+    from gru4rec_fast.models.memory_estimate import MemoryEstimate, estimate_memory
     from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
     from gru4rec_fast.models.parameters import GraphParameters, GRU4RecParameters, LightGCNParameters, NGCFParameters
     from gru4rec_fast.models.recommendations import Recommendations, recommend
@@ -19,8 +22,11 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "builders": ("build_session_network", "build_session_runner"),
+    "cache": ("ByteLimitedCache", "CacheStatistics", "size_in_bytes"),
+    "candidates": ("CandidatePool",),
     "graph_models": ("NGCF", "GraphRecommender", "LightGCN"),
     "gru4rec": ("GRU4Rec",),
+    "memory_estimate": ("MemoryEstimate", "estimate_memory"),
     "parameter_text": ("parse_parameter_string", "read_parameter_file"),
     "parameters": ("GRU4RecParameters", "GraphParameters", "LightGCNParameters", "NGCFParameters"),
     "recommendations": ("Recommendations", "recommend"),
@@ -30,20 +36,26 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "NGCF",
+    "ByteLimitedCache",
+    "CacheStatistics",
+    "CandidatePool",
     "GRU4Rec",
     "GRU4RecParameters",
     "GraphParameters",
     "GraphRecommender",
     "LightGCN",
     "LightGCNParameters",
+    "MemoryEstimate",
     "NGCFParameters",
     "Recommendations",
     "SessionRecommender",
     "build_session_network",
     "build_session_runner",
+    "estimate_memory",
     "parse_parameter_string",
     "read_parameter_file",
     "recommend",
+    "size_in_bytes",
 ]
 
 

@@ -24,7 +24,7 @@ from gru4rec_fast.models.estimator import Estimator
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
 from gru4rec_fast.models.parameter_fields import document_parameters
 from gru4rec_fast.models.parameters import GraphParameters, LightGCNParameters, NGCFParameters
-from gru4rec_fast.models.recommendations import QueryBatch, Recommendations, search_top_k
+from gru4rec_fast.models.recommendations import Candidates, ItemLists, QueryBatch, Recommendations, search_top_k
 from gru4rec_fast.nn import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.training import Checkpoint, GraphEpochRunner
 from gru4rec_fast.training.checkpoint_tensors import MODEL
@@ -86,7 +86,8 @@ class GraphRecommender(Estimator, GraphParameters):
         k: int = 20,
         *,
         exclude_seen: bool = True,
-        exclude: Iterable[int] | Iterable[str] | None = None,
+        exclude: ItemLists | None = None,
+        candidates: Candidates | None = None,
         unknown: Unknown = "error",
         batch_size: int = 1024,
         impl: str | None = None,
@@ -97,9 +98,10 @@ class GraphRecommender(Estimator, GraphParameters):
             users: user ids. The scores of a user without training items come from its random initial embedding.
             k: how many items, at most the number of items in the graph.
             exclude_seen: leave out the user's training items.
-            exclude: item ids (a list, set, array ...) that are never recommended.
-            unknown: "error" raises an error for a user or an excluded item that was not in the training data; "skip"
-                gives such a user a row with count 0 and ignores such an item.
+            exclude, candidates: items that are never recommended, or that alone may be recommended; one list for all
+                users or one for each, as in `gru4rec_fast.models.recommend`.
+            unknown: "error" raises an error for a user or an item of these lists that was not in the training data;
+                "skip" gives such a user a row with count 0 and ignores such an item.
             batch_size: users per top-k search.
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
 
@@ -112,13 +114,15 @@ class GraphRecommender(Estimator, GraphParameters):
         table = final[graph.n_users :]
         encoder = IdEncoder(graph.items, unknown)
         seen = graph.items_of if exclude_seen else None
-        return _best_items(final, indices, seen, table, k, encoder, exclude=exclude, batch_size=batch_size, impl=impl)
+        options: dict[str, Any] = {"exclude": exclude, "candidates": candidates, "batch_size": batch_size, "impl": impl}
+        return _best_items(final, indices, seen, table, k, encoder, **options)
 
     def similar_items(
         self,
         items: ArrayLike | Iterable[int] | Iterable[str],
         k: int = 10,
         *,
+        candidates: Candidates | None = None,
         unknown: Unknown = "error",
         batch_size: int = 1024,
         impl: str | None = None,
@@ -128,6 +132,7 @@ class GraphRecommender(Estimator, GraphParameters):
         Args:
             items: item ids.
             k: how many items, at most the number of items in the graph.
+            candidates: the only items that may be returned, for all rows or for each, as in `recommend`.
             unknown: "error" raises an error for an item that was not in the training data; "skip" gives it a row with
                 count 0.
             batch_size: items per top-k search.
@@ -141,9 +146,8 @@ class GraphRecommender(Estimator, GraphParameters):
         encoder = IdEncoder(graph.items, unknown)
         indices = encoder.encode(items)
         unit_rows = torch.nn.functional.normalize(final[graph.n_users :], dim=1)
-        return _best_items(
-            unit_rows, indices, lambda item: np.array([item]), unit_rows, k, encoder, batch_size=batch_size, impl=impl
-        )
+        options: dict[str, Any] = {"candidates": candidates, "batch_size": batch_size, "impl": impl}
+        return _best_items(unit_rows, indices, lambda item: np.array([item]), unit_rows, k, encoder, **options)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Return the final embeddings of users [n_users, D] and of items [n_items, D]."""

@@ -24,7 +24,7 @@ from gru4rec_fast.models.id_encoder import Unknown
 from gru4rec_fast.models.parameter_fields import document_parameters
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 from gru4rec_fast.models.parameters import GRU4RecParameters
-from gru4rec_fast.models.recommendations import Recommendations, recommend
+from gru4rec_fast.models.recommendations import Candidates, ItemLists, Recommendations, recommend
 from gru4rec_fast.models.session_recommender import SessionRecommender
 from gru4rec_fast.nn import SessionNetwork
 from gru4rec_fast.training import Checkpoint, SessionEpochRunner
@@ -163,7 +163,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         k: int = 20,
         *,
         exclude_seen: bool = False,
-        exclude: Iterable[int] | Iterable[str] | None = None,
+        exclude: ItemLists | None = None,
+        candidates: Candidates | None = None,
         unknown: Unknown = "error",
         batch_size: int = 512,
         impl: str | None = None,
@@ -181,16 +182,25 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             k,
             exclude_seen=exclude_seen,
             exclude=exclude,
+            candidates=candidates,
             unknown=unknown,
             batch_size=batch_size,
             impl=impl,
         )
 
-    def recommender(self, capacity: int = 10_000, *, unknown: Unknown = "error") -> SessionRecommender:
+    def recommender(
+        self,
+        capacity: int = 10_000,
+        *,
+        max_age: float | None = None,
+        max_bytes: int | None = None,
+        unknown: Unknown = "error",
+    ) -> SessionRecommender:
         """Return a recommender for live sessions, which receive one event at a time; see `SessionRecommender`."""
         network = self._evaluation_view()
         assert self.vocabulary is not None
-        return SessionRecommender(network, self.vocabulary, capacity, unknown=unknown, impl=self.impl)
+        limits: dict[str, Any] = {"max_age": max_age, "max_bytes": max_bytes}
+        return SessionRecommender(network, self.vocabulary, capacity, unknown=unknown, impl=self.impl, **limits)
 
     def _open(self, data: Any, **columns: str) -> SessionStore:
         return open_sessions(data, self.vocabulary, **columns)

@@ -82,8 +82,8 @@ class IdEncoder:
             items, offsets = sessions.items, sessions.offsets
         else:
             lists = [
-                _as_list(session, "sessions: one of them is ", _SESSIONS_ADVICE)
-                for session in _as_list(sessions, "sessions=", _SESSIONS_ADVICE)
+                as_list(session, "sessions: one of them is ", _SESSIONS_ADVICE)
+                for session in as_list(sessions, "sessions=", _SESSIONS_ADVICE)
             ]
             session_of_item = np.repeat(np.arange(len(lists)), [len(session) for session in lists])
             encoded = self.encode(list(chain.from_iterable(lists)), session_of_item.tolist())
@@ -97,14 +97,6 @@ class IdEncoder:
             )
         return items, offsets
 
-    def encode_excluded(self, exclude: Any) -> np.ndarray:
-        """Return the indices of the item ids in `exclude`, int64 [n], n = 0 for None; ValueError for a single id."""
-        if exclude is None:
-            return np.empty(0, np.int64)
-        ids = _as_list(exclude, "exclude=", "give a list (or set, or array) of item ids, or exclude_seen=True")
-        indices = self.encode(ids, ["exclude"] * len(ids), "argument")
-        return indices[indices >= 0]
-
     def decode(self, indices: np.ndarray) -> np.ndarray:
         """Return the ids at these indices. The id at index -1 is -1, or "" if ids are strings."""
         ids = self.vocabulary.ids[indices]
@@ -112,7 +104,7 @@ class IdEncoder:
         return ids
 
 
-def _as_list(values: Any, prefix: str, advice: str) -> list[Any]:
+def as_list(values: Any, prefix: str, advice: str) -> list[Any]:
     """Return an iterable as a list of Python values. Raises ValueError for a string or a value that is not iterable.
 
     The error message consists of `prefix`, the value and `advice`.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -13,10 +13,16 @@ from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.data.vocabulary import as_ids
 from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions, top_k_excluding
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
+from gru4rec_fast.models.candidates import CandidatePool, RowLists, encode_row_lists
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# One list of item ids, which is for all rows, or one list for each row.
+ItemLists: TypeAlias = Iterable[int] | Iterable[str] | Sequence[Iterable[int]] | Sequence[Iterable[str]]
+# As `ItemLists`, where a list may be a pool.
+Candidates: TypeAlias = ItemLists | CandidatePool | Sequence[CandidatePool]
 
 # Maximum number of hidden states per call of the network, so that memory does not grow with the longest session.
 _OUTPUTS_PER_CALL = 1 << 14
@@ -88,7 +94,8 @@ def recommend(
     k: int = 20,
     *,
     exclude_seen: bool = False,
-    exclude: Iterable[int] | Iterable[str] | None = None,
+    exclude: ItemLists | None = None,
+    candidates: Candidates | None = None,
     unknown: Unknown = "error",
     batch_size: int = 512,
     impl: str = "auto",
@@ -101,11 +108,17 @@ def recommend(
         sessions: item ids of each session in time order; or a store of the same vocabulary.
         k: how many items, at most the number of items in the vocabulary.
         exclude_seen: leave out the items that the session already has.
-        exclude: item ids (a list, set, array ...) that are never recommended.
-        unknown: "error" raises an error for an id outside the vocabulary; "skip" ignores that id, and a session without
-            a known item gets a row with count 0.
+        exclude: item ids (a list, set, array ...) that are never recommended; or a sequence with such a list for each
+            session.
+        candidates: item ids that alone may be recommended, or a CandidatePool; or a sequence with such a list for each
+            session. Time and memory depend on the number of candidates, not on the catalogue. Scores and order are
+            those of a search in the whole catalogue (to the bit in native kernels). None: all items.
+        unknown: "error" raises an error for an id outside the vocabulary, also in `exclude` and `candidates`; "skip"
+            ignores that id, and a session without a known item gets a row with count 0.
         batch_size: number of sessions that the network runs in parallel.
         impl: "auto", "native" or "reference", for the top-k search.
+
+    If fewer than k items are left for a session, its row is shorter; see `Recommendations.counts`.
 
     Raises:
         ValueError: an argument that does not fit; an unknown id or an empty session, with the index of the session,
@@ -121,7 +134,9 @@ def recommend(
 
     batches = batches_by_length(lengths, batch_size)
     weight, bias = network.output_weight, network.output_bias
-    return search_top_k(make_batch, batches, len(lengths), k, weight, bias, encoder, exclude=exclude, impl=impl)
+    return search_top_k(
+        make_batch, batches, len(lengths), k, weight, bias, encoder, exclude=exclude, candidates=candidates, impl=impl
+    )
 
 
 def search_top_k(
@@ -134,6 +149,7 @@ def search_top_k(
     encoder: IdEncoder,
     *,
     exclude: Any = None,
+    candidates: Any = None,
     impl: str,
 ) -> Recommendations:
     """Return the k items with the highest scores for each query.
@@ -144,26 +160,111 @@ def search_top_k(
         n_rows: number of rows of the result.
         k: number of items per row.
         weight, bias: item j has the score `query @ weight[j] + bias[j]`; [n_items, H] and [n_items] or None.
-        encoder: the item encoder, for `exclude` and for the ids in the result.
-        exclude: item ids to leave out in every row, or None.
+        encoder: the item encoder, for `exclude`, `candidates` and for the ids in the result.
+        exclude: item ids to leave out, for all rows or for each row, or None; see `encode_row_lists`.
+        candidates: the only items to rank, in the same form; None: all items.
         impl: "auto", "native" or "reference".
 
     Raises:
-        ValueError: k out of range, an unknown id in `exclude`, a NaN score.
+        ValueError: k out of range, an unknown id in `exclude` or `candidates`, a NaN score.
     """
     if not 1 <= k <= len(weight):
         raise ValueError(f"k={k}: choose 1 to {len(weight)}, the number of items in the vocabulary")
-    excluded_in_all_rows = torch.from_numpy(encoder.encode_excluded(exclude)).to(weight.device)
-    if len(excluded_in_all_rows):  # a score of -inf leaves an item out
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
-        bias[excluded_in_all_rows] = -torch.inf
+    left_out = None if exclude is None else encode_row_lists(exclude, "exclude", encoder, n_rows)
+    chosen = None if candidates is None else encode_row_lists(candidates, "candidates", encoder, n_rows)
+    tables = _Tables(weight.detach(), None if bias is None else bias.detach(), chosen, left_out)
     items = np.full((n_rows, k), -1, np.int64)
     scores = np.full((n_rows, k), -np.inf, np.float64 if weight.dtype == torch.float64 else np.float32)
     for rows in batches:
         queries, excluded = make_batch(rows)
-        best = top_k_excluding(queries.to(weight.dtype), weight, bias, k, excluded, impl=impl)
-        scores[rows], items[rows] = (tensor.cpu().numpy() for tensor in best)
+        if left_out is not None and len(left_out.lists) > 1:
+            own = [left_out.lists[number] for number in left_out.list_of_row[rows]]
+            excluded = own if excluded is None else [*map(np.concatenate, zip(excluded, own, strict=True))]
+        for lanes, table in tables.of_rows(rows):
+            if (n_found := min(k, len(table.weight))) == 0:
+                continue
+            batch, skip = queries, excluded
+            if len(lanes) < len(rows):
+                batch = queries[torch.from_numpy(lanes).to(queries.device)]
+                skip = None if excluded is None else [excluded[lane] for lane in lanes]
+            if skip is not None and table.items is not None:
+                skip = [_positions(table.items, row) for row in skip]
+            best = top_k_excluding(batch.to(weight.dtype), table.weight, table.bias, n_found, skip, impl=impl)
+            found_scores, found = (tensor.cpu().numpy() for tensor in best)
+            if table.items is not None:
+                found = np.where(found < 0, -1, table.items[found])
+            scores[rows[lanes], :n_found], items[rows[lanes], :n_found] = found_scores, found
     return Recommendations(encoder.decode(items), scores, (items >= 0).sum(axis=1))
+
+
+class _Table(NamedTuple):
+    """Rows of the output table to search in.
+
+    items: the items of the rows, int64 [n], ascending; None: all items.
+    weight, bias: [n, H] and [n] or None.
+    """
+
+    items: np.ndarray | None
+    weight: Tensor
+    bias: Tensor | None
+
+
+class _Tables:
+    """The part of the output table that each row of a result is searched in.
+
+    Each list of candidates is searched by itself, with the rows of the result that have it, so memory is limited by the
+    longest list. A native score does not depend on the other rows of a table, so it is that of the whole table.
+
+    Args:
+        weight, bias: the output table, without gradients.
+        candidates: the candidates of each row; None: all items.
+        exclude: the items to leave out. Only a list for all rows has an effect on the tables.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, candidates: RowLists | None, exclude: RowLists | None):
+        self._weight, self._bias, self._candidates = weight, bias, candidates
+        self._shared: _Table | None = None
+        excluded = exclude.lists[0] if exclude is not None and len(exclude.lists) == 1 else np.empty(0, np.int64)
+        if candidates is not None:
+            self._lists = candidates.lists
+            if len(excluded):
+                self._lists = [items[~np.isin(items, excluded)] for items in self._lists]
+            if len(self._lists) == 1:
+                self._shared = self._table_of(self._lists[0])
+            return
+        if len(excluded):  # a score of -inf leaves an item out
+            bias = weight.new_zeros(len(weight)) if bias is None else bias.clone()
+            bias[torch.tensor(excluded, device=weight.device)] = -torch.inf
+        self._shared = _Table(None, weight, bias)
+
+    def of_rows(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, _Table]]:
+        """Yield tables, each with the positions in `rows` of the rows that are searched in it, int64 [n >= 1]."""
+        if self._shared is not None:
+            yield np.arange(len(rows)), self._shared
+            return
+        assert self._candidates is not None
+        list_of_row = self._candidates.list_of_row[rows]
+        order = np.argsort(list_of_row, kind="stable")
+        for lanes in np.split(order, np.flatnonzero(np.diff(list_of_row[order])) + 1):
+            if len(lanes):
+                yield lanes, self._table_of(self._lists[list_of_row[lanes[0]]])
+
+    def _table_of(self, items: np.ndarray) -> _Table:
+        """Return the table of a list of candidates."""
+        index = torch.tensor(items, device=self._weight.device)
+        if 2 * len(items) <= len(self._weight):
+            bias = None if self._bias is None else self._bias.index_select(0, index)
+            return _Table(items, self._weight.index_select(0, index), bias)
+        # To search in the whole table takes less time than to copy most of it. A score of -inf leaves an item out.
+        masked = self._weight.new_full((len(self._weight),), -torch.inf)
+        masked[index] = 0.0 if self._bias is None else self._bias[index]
+        return _Table(None, self._weight, masked)
+
+
+def _positions(items: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the positions in `items` [n >= 1], which are ascending, of the items in `wanted` that are among them."""
+    positions = np.minimum(np.searchsorted(items, wanted), len(items) - 1)
+    return positions[items[positions] == wanted]
 
 
 def item_encoder(network: NextItemNetwork, vocabulary: Vocabulary, unknown: Unknown) -> IdEncoder:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -13,42 +15,68 @@ import torch
 from gru4rec_fast.data import Vocabulary
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.id_encoder import Unknown
-from gru4rec_fast.models.recommendations import QueryBatch, Recommendations, item_encoder, search_top_k
+from gru4rec_fast.models.recommendations import (
+    Candidates,
+    ItemLists,
+    QueryBatch,
+    Recommendations,
+    item_encoder,
+    search_top_k,
+)
 
 logger = logging.getLogger("gru4rec_fast")
 
+EvictionCause: TypeAlias = Literal["capacity", "age", "bytes"]
+
 _EVENTS_PER_CALL = 4096  # events of different sessions per call of the network
+_MIN_ROWS = 16  # rows of the state tensors
+# Bytes of Python objects of a session: the object, its key and entries in two dicts; and of an item's int in `seen`.
+_SESSION_BYTES, _ITEM_BYTES = 450, 32
 
 
-class _LiveSession(NamedTuple):
+class _LiveSession:
     """A live session.
 
     row: row of the session in the state tensors.
     seen: items of the session in the order of their first occurrence; a dict without values is an ordered set.
     """
 
-    row: int
-    seen: dict[int, None]
+    __slots__ = ("row", "seen")
+
+    def __init__(self, row: int, seen: dict[int, None]) -> None:
+        self.row, self.seen = row, seen
+
+    def seen_bytes(self) -> int:
+        """Return the memory of `seen`."""
+        return sys.getsizeof(self.seen) + _ITEM_BYTES * len(self.seen)
 
 
 class SessionRecommender:
     """Recommends items for live sessions: stores the hidden state of each session and updates it with every event.
 
     The recommendations equal those of `gru4rec_fast.models.recommend` for the events so far. Each session has one row
-    in preallocated state tensors. When `capacity` sessions are live and another session begins, the least recently used
-    session is evicted. Evictions are counted in `n_evicted`, and the first is logged. An evicted session that continues
-    starts from an empty state. The class is not thread-safe. States depend on the weights, so make a new recommender
+    in state tensors, which grow and shrink with the number of live sessions (at most 16 rows and a third of the rows in
+    use are unused). A session that is too old is evicted, and the least recently used one if a limit is reached. An
+    evicted session that continues starts from an empty state. Evictions are counted, and the first that makes room for
+    another session is logged. The class is not thread-safe. States depend on the weights, so make a new recommender
     after further training.
 
     Args:
         network: see `NextItemNetwork`; calls do not change its mode (train or eval).
         vocabulary: the ids of the network's items.
         capacity: maximum number of live sessions.
+        max_age: seconds after a session's last event, after which it is evicted at the next call; None: no limit.
+        max_bytes: maximum of `n_bytes`, the memory of the live sessions; None: no limit. The session that got the last
+            event is not evicted, even if it needs more.
         unknown: "error" raises an error for an id outside the vocabulary; "skip" ignores the event.
+        clock: returns the time in seconds, which must not decrease; for tests.
         impl: "auto", "native" or "reference", for the top-k search.
 
+    Attributes:
+        evictions: number of evicted sessions by cause, {"capacity", "age", "bytes"}.
+
     Raises:
-        ValueError: `capacity` is less than 1, or network and vocabulary have different numbers of items.
+        ValueError: a limit is not positive, or network and vocabulary have different numbers of items.
     """
 
     def __init__(
@@ -57,25 +85,44 @@ class SessionRecommender:
         vocabulary: Vocabulary,
         capacity: int = 10_000,
         *,
+        max_age: float | None = None,
+        max_bytes: int | None = None,
         unknown: Unknown = "error",
+        clock: Callable[[], float] = time.monotonic,
         impl: str = "auto",
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity}: must be at least 1")
+        for name, limit in (("max_age", max_age), ("max_bytes", max_bytes)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name}={limit}: must be positive, or None for no limit")
         self.encoder = item_encoder(network, vocabulary, unknown)
         self.network, self.impl = network, impl
-        self.capacity = capacity
-        self.n_evicted = 0
+        self.capacity, self.max_age, self.max_bytes = capacity, max_age, max_bytes
+        self.evictions: dict[EvictionCause, int] = {"capacity": 0, "age": 0, "bytes": 0}
+        self._clock = clock
         # Within torch.inference_mode too, states must be tensors that can be updated outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            self._states, self._initial = network.initial_state(capacity), network.initial_state(1)
-        self._live: OrderedDict[Hashable, _LiveSession] = OrderedDict()  # least recently used first
-        self._free = list(range(capacity - 1, -1, -1))  # free rows; the lowest row is used first
+            self._initial = network.initial_state(1)
+        self._row_bytes = sum(state.nbytes for state in self._initial) + _SESSION_BYTES
+        self._set_sessions([], [], [state[:0] for state in self._initial])
+
+    @property
+    def n_evicted(self) -> int:
+        """Number of evicted sessions, whatever the cause."""
+        return sum(self.evictions.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the live sessions in bytes: rows of states, items for `exclude_seen`, and Python objects."""
+        return len(self._live) * self._row_bytes + self._seen_bytes
 
     def __len__(self) -> int:
+        self._evict_old()
         return len(self._live)
 
     def __contains__(self, session_id: Hashable) -> bool:
+        self._evict_old()
         return session_id in self._live
 
     def observe(self, session_id: Hashable, item_id: int | str) -> None:
@@ -92,21 +139,41 @@ class SessionRecommender:
         if len(sessions) != len(ids):
             raise ValueError(f"{len(sessions)} session_ids, but {len(ids)} item_ids")
         items = self.encoder.encode(ids, sessions).tolist()
+        self._evict_old()
+        now = self._clock()
         # The pending events of a session are in successive calls of the network, with those of other sessions.
         calls: list[list[tuple[_LiveSession, int]]] = []
         n_pending: dict[Hashable, int] = {}  # number of pending events of each session
+
+        def evict_oldest(cause: EvictionCause) -> None:
+            nonlocal calls, n_pending
+            oldest = next(iter(self._live))
+            if oldest in n_pending:  # its row may be used for another session
+                self._process(calls)
+                calls, n_pending = [], {}
+            self._evict(oldest, cause)
+
         for session_id, item in zip(sessions, items, strict=True):
             if item < 0:
                 continue
-            # Process the pending events before one of their sessions is evicted.
-            evicted = next(iter(self._live)) if session_id not in self._live and not self._free else None
+            if session_id not in self._live and len(self._live) == self.capacity:
+                evict_oldest("capacity")
+            session = self._get_or_start(session_id)
+            self._last_event[session_id] = now
+            self._last_event.move_to_end(session_id)
+            if item not in session.seen:
+                self._seen_bytes -= session.seen_bytes()
+                session.seen[item] = None
+                self._seen_bytes += session.seen_bytes()
+            while self.max_bytes is not None and self.n_bytes > self.max_bytes and len(self._live) > 1:
+                evict_oldest("bytes")
             call = n_pending.get(session_id, 0)
-            if evicted in n_pending or (call < len(calls) and len(calls[call]) == _EVENTS_PER_CALL):
+            if call < len(calls) and len(calls[call]) == _EVENTS_PER_CALL:
                 self._process(calls)
                 calls, n_pending, call = [], {}, 0
             if call == len(calls):
                 calls.append([])
-            calls[call].append((self._get_or_start(session_id), item))
+            calls[call].append((session, item))
             n_pending[session_id] = call + 1
         self._process(calls)
 
@@ -116,51 +183,63 @@ class SessionRecommender:
         k: int = 20,
         *,
         exclude_seen: bool = False,
-        exclude: Iterable[int] | Iterable[str] | None = None,
+        exclude: ItemLists | None = None,
+        candidates: Candidates | None = None,
     ) -> Recommendations:
         """Return the k items most likely to come next in each of these live sessions.
 
         Args:
             session_ids: sessions that have at least one event.
-            k, exclude_seen, exclude: as in `gru4rec_fast.models.recommend`.
+            k, exclude_seen, exclude, candidates: as in `gru4rec_fast.models.recommend`.
 
         Raises:
-            ValueError: a session is not live, k is out of range, or an id in `exclude` is unknown.
+            ValueError: a session is not live, k is out of range, or an id in `exclude` or `candidates` is unknown.
         """
         sessions = list(session_ids)
+        self._evict_old()
         for session_id in sessions:
             if session_id not in self._live:
                 raise ValueError(f"session {session_id!r} is not live: it has no event yet, was ended, or was evicted")
         live = [self._get_or_start(session_id) for session_id in sessions]
         hidden = self._states[-1][torch.tensor([session.row for session in live], dtype=torch.int64)]
-        batch = QueryBatch(hidden, [np.array([*session.seen]) for session in live] if exclude_seen else None)
+        seen = [np.fromiter(session.seen, np.int64) for session in live] if exclude_seen else None
+        batch = QueryBatch(hidden, seen)
         weight, bias, rows = self.network.output_weight, self.network.output_bias, np.arange(len(sessions))
-        return search_top_k(
-            lambda _: batch, [rows], len(rows), k, weight, bias, self.encoder, exclude=exclude, impl=self.impl
-        )
+        lists: dict[str, Any] = {"exclude": exclude, "candidates": candidates}
+        return search_top_k(lambda _: batch, [rows], len(rows), k, weight, bias, self.encoder, **lists, impl=self.impl)
 
     def end(self, session_id: Hashable) -> bool:
         """End a session and free its row; return False if it was not live."""
         session = self._live.pop(session_id, None)
         if session is not None:
+            del self._last_event[session_id]
+            self._seen_bytes -= session.seen_bytes()
             self._free.append(session.row)
+            if len(self._free) > len(self._live) // 3 + _MIN_ROWS:
+                self._resize()
         return session is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the live sessions, least recently used first, and `n_evicted`.
+        """Return the live sessions, least recently used first, and the number of evictions.
 
         session_ids: list of ids. states: for each layer, hidden states [n_sessions, H]. seen: item indices per session.
+        ages: seconds since the last event of each session. evictions: see the class.
         """
-        rows = [session.row for session in self._live.values()]
+        self._evict_old()
+        rows, now = [session.row for session in self._live.values()], self._clock()
         return {
             "session_ids": list(self._live),
             "states": [state[torch.tensor(rows, dtype=torch.int64)] for state in self._states],
             "seen": [list(session.seen) for session in self._live.values()],
-            "n_evicted": self.n_evicted,
+            "ages": [now - self._last_event[session_id] for session_id in self._live],
+            "evictions": dict(self.evictions),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the live sessions by those in the `state_dict` of a recommender with equal network and vocabulary.
+
+        A session has the age that it had when it was saved. In a state dict of version 0.1, which has no ages, the
+        age of all sessions is 0. Sessions beyond `max_age` or `max_bytes` are evicted.
 
         Raises:
             ValueError: there are more sessions than `capacity`, or the states do not fit the network.
@@ -171,33 +250,80 @@ class SessionRecommender:
         shapes, needed = [[*s.shape] for s in state["states"]], [[n, *s.shape[1:]] for s in self._states]
         if shapes != needed:
             raise ValueError(f"the saved states have shapes {shapes}, this network needs {needed}")
-        for own, saved in zip(self._states, state["states"], strict=True):
-            own[:n] = saved.to(own)
-        sessions = zip(state["session_ids"], state["seen"], strict=True)
-        self._live = OrderedDict(
-            (session_id, _LiveSession(row, dict.fromkeys(seen))) for row, (session_id, seen) in enumerate(sessions)
-        )
-        self._free = list(range(self.capacity - 1, n - 1, -1))
-        self.n_evicted = state["n_evicted"]
+        evictions = state.get("evictions") or {"capacity": state["n_evicted"], "age": 0, "bytes": 0}
+        self.evictions = dict(evictions)
+        self._set_sessions(state["session_ids"], state["seen"], state["states"], state.get("ages"))
+        self._evict_old()
+        while self.max_bytes is not None and self.n_bytes > self.max_bytes and len(self._live) > 1:
+            self._evict(next(iter(self._live)), "bytes")
+
+    def _set_sessions(
+        self,
+        session_ids: list[Hashable],
+        seen: list[list[int]],
+        states: list[torch.Tensor],
+        ages: list[float] | None = None,
+    ) -> None:
+        """Replace all live sessions. Session i has the hidden states states[layer][i]."""
+        self._live: OrderedDict[Hashable, _LiveSession] = OrderedDict()  # least recently used first
+        for row, (session_id, items) in enumerate(zip(session_ids, seen, strict=True)):
+            self._live[session_id] = _LiveSession(row, dict.fromkeys(items))
+        self._seen_bytes = sum(session.seen_bytes() for session in self._live.values())
+        now = self._clock()
+        last_events = [now - age for age in ages or [0.0] * len(session_ids)]
+        by_time = sorted(zip(last_events, range(len(session_ids)), strict=True))
+        # Time of the last event of each session, earliest first; `recommend` uses a session without an event.
+        self._last_event = OrderedDict((session_ids[row], seconds) for seconds, row in by_time)
+        with torch.inference_mode(False), torch.no_grad():
+            self._states = [saved.to(own, copy=True) for own, saved in zip(self._initial, states, strict=True)]
+        self._free: list[int] = []  # free rows of the state tensors; the last one is used first
 
     def _get_or_start(self, session_id: Hashable) -> _LiveSession:
-        """Return a session and mark it as most recently used. If it is not live, start it; this may evict another."""
+        """Return a session and mark it as most recently used. If it is not live, start it."""
         if session_id in self._live:
             self._live.move_to_end(session_id)
             return self._live[session_id]
         if not self._free:
-            self.end(next(iter(self._live)))
-            if self.n_evicted == 0:
-                logger.warning(
-                    "SessionRecommender: all %d rows are in use; from now on a new session evicts the least recently "
-                    "used session (counted in n_evicted; a larger capacity= keeps more)",
-                    self.capacity,
-                )
-            self.n_evicted += 1
+            self._resize()
         session = self._live[session_id] = _LiveSession(self._free.pop(), {})
+        self._seen_bytes += session.seen_bytes()
         for state, initial in zip(self._states, self._initial, strict=True):
             state[session.row] = initial[0]
         return session
+
+    def _evict_old(self) -> None:
+        """Evict the sessions whose last event is more than `max_age` seconds ago."""
+        if self.max_age is None:
+            return
+        earliest = self._clock() - self.max_age
+        while self._last_event and next(iter(self._last_event.values())) < earliest:
+            self._evict(next(iter(self._last_event)), "age")
+
+    def _evict(self, session_id: Hashable, cause: EvictionCause) -> None:
+        """End a session without pending events and count it."""
+        self.end(session_id)
+        if cause != "age" and self.evictions["capacity"] + self.evictions["bytes"] == 0:
+            limit = f"capacity={self.capacity}" if cause == "capacity" else f"max_bytes={self.max_bytes}"
+            logger.warning(
+                "SessionRecommender: %s is reached with %d live sessions; from now on the least recently used sessions "
+                "are evicted (counted in evictions; a larger limit keeps more)",
+                limit,
+                len(self._live) + 1,
+            )
+        self.evictions[cause] += 1
+
+    def _resize(self) -> None:
+        """Give the state tensors an eighth more rows than there are live sessions; these get the first rows."""
+        sessions = [*self._live.values()]
+        n_rows = min(max(len(sessions) + 1, len(sessions) * 9 // 8, _MIN_ROWS), self.capacity)
+        rows = torch.tensor([session.row for session in sessions], dtype=torch.int64)
+        with torch.inference_mode(False), torch.no_grad():
+            for layer, state in enumerate(self._states):
+                self._states[layer] = state.new_empty(n_rows, *state.shape[1:])
+                self._states[layer][: len(sessions)] = state[rows]
+        for row, session in enumerate(sessions):
+            session.row = row
+        self._free = list(range(n_rows - 1, len(sessions) - 1, -1))
 
     def _process(self, calls: list[list[tuple[_LiveSession, int]]]) -> None:
         """Update the states of sessions with one event each, in each call of the network."""
@@ -208,5 +334,3 @@ class SessionRecommender:
                 _, states = self.network(inputs, [state[rows] for state in self._states])
                 for stored, new in zip(self._states, states, strict=True):
                     stored[rows] = new.to(stored.dtype)
-                for session, item in events:
-                    session.seen[item] = None

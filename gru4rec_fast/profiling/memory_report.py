@@ -25,7 +25,7 @@ class PhaseMemory:
         seconds: total time, with the time of the profiler.
         allocated_bytes, freed_bytes, allocations: what was allocated and freed in this phase, and in how many
             allocations. Memory of earlier phases may be freed in this phase. On the CPU, memory that was allocated
-            before the profiler was started is not counted when it is freed.
+            while no profiler recorded is not counted when it is freed.
         peak_bytes: largest number of bytes that were allocated and not freed since the profiler was started, while the
             phase ran.
     """
