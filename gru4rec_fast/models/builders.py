@@ -81,6 +81,35 @@ def open_sessions(
     return data
 
 
+def open_more_sessions(data: Any, vocabulary: Vocabulary, **columns: Any) -> SessionStore:
+    """Convert data, in any form that `GRU4Rec.fit` accepts, to a store whose vocabulary begins with `vocabulary`.
+
+    Items that `vocabulary` does not hold get the next indices, in the sorted order of their ids.
+
+    Raises:
+        TypeError: `vocabulary` has integers as ids, and the data have other strings. For a log see
+            `SessionStore.from_events`.
+    """
+    store = open_sessions(data, **columns)
+    if store.vocabulary == vocabulary:
+        return store
+    ids = vocabulary.as_own_kind(store.vocabulary.ids)
+    extended = vocabulary.extended(ids)
+    new_index = extended.index_of(ids).astype(np.int32)
+    support = np.zeros(len(extended), np.int64)
+    support[new_index] = store.support
+    return SessionStore(
+        items=new_index[store.items],
+        offsets=store.offsets,
+        start_times=store.start_times,
+        end_times=store.end_times,
+        support=support,
+        vocabulary=extended,
+        session_ids=lambda: store.session_ids,
+        meta=store.meta,
+    )
+
+
 def open_graph(
     data: Any, like: InteractionGraph | None = None, *, user_key: str = "UserId", item_key: str = "ItemId"
 ) -> InteractionGraph:
@@ -172,16 +201,18 @@ def build_session_runner(
     store: SessionStore,
     *,
     optimizer: Optimizer | None = None,
+    counts: np.ndarray | None = None,
     has_validation: bool = False,
     memory: MemoryRecord = NULL_RECORD,
 ) -> SessionEpochRunner:
     """Return the runner that trains `network` on `store`; `has_validation`: whether there is validation data.
 
     A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel. If `optimizer` is
-    None, it is that of the parameters.
+    None, it is that of the parameters. `counts`, int64 [n_items], are the numbers of occurrences of each item by which
+    negatives are sampled and logQ is computed; None: those of the store.
     """
     device, seed = find_device(p.device), network.seed if p.seed is None else p.seed
-    support = torch.from_numpy(np.array(store.support))
+    support = torch.from_numpy(np.array(store.support if counts is None else counts))
     optimizer = optimizer or build_session_optimizer(p, network)
     # The negatives of a lane are the sampled items and the targets of the other lanes. There must be at least one.
     min_live = 1 if p.n_sample else 2
@@ -274,12 +305,21 @@ def build_schedule(p: Parameters, optimizer: Optimizer, has_validation: bool) ->
     )
 
 
-def build_trainer(p: Parameters, runner: EpochRunner, checkpoint_every: int | None = None, **options: Any) -> Trainer:
-    """Return the trainer of a runner; `options` are further keyword arguments of `Trainer`."""
+def build_trainer(
+    p: Parameters,
+    runner: EpochRunner,
+    checkpoint_every: int | None = None,
+    n_epochs: int | None = None,
+    **options: Any,
+) -> Trainer:
+    """Return the trainer of a runner; `options` are further keyword arguments of `Trainer`.
+
+    n_epochs: number of the last epoch; None is that of the parameters.
+    """
     return Trainer(
         runner,
         TrainerOptions(
-            n_epochs=p.n_epochs,
+            n_epochs=p.n_epochs if n_epochs is None else n_epochs,
             evaluate_every=p.evaluate_every,
             monitor=p.monitor,
             patience=p.patience,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gru4rec_fast._untrusted import brief
+from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.optim.row_optimizer import RowOptimizer
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.saved_values import check_like_current
@@ -16,14 +17,19 @@ from gru4rec_fast.training.saved_values import check_like_current
 # Prefixes of the names of tensors in a checkpoint.
 MODEL = "model."
 OPTIMIZER = "optimizer."
+ACCUMULATOR_MEAN = "accumulator_mean."
 HIDDEN = "hidden."
 
 _ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter that torch.optim.Adam has updated
 
 
-def model_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return the network's parameters and persistent buffers, named "model.<name>"."""
-    return {MODEL + name: tensor for name, tensor in network.state_dict().items()}
+def model_tensors(network: nn.Module, means: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the network's parameters and persistent buffers, named "model.<name>".
+
+    means: what `accumulator_means` returned, to add as "accumulator_mean.<name>".
+    """
+    tensors = {MODEL + name: tensor for name, tensor in network.state_dict().items()}
+    return tensors | {ACCUMULATOR_MEAN + name: mean for name, mean in (means or {}).items()}
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
@@ -74,6 +80,49 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str,
                 scalars.setdefault(name, {})[key] = value
     groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
     return tensors, {"groups": groups, "scalars": scalars}
+
+
+def accumulator_means(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the mean of Adagrad's accumulator in each row of each parameter, [rows], by the parameter's name.
+
+    A model's file stores these means, which are small, instead of the accumulator. A training that continues with them
+    reaches the same recall. There are none for other optimizers.
+    """
+    if not isinstance(optimizer, SparseAdagrad):
+        return {}
+    return {
+        name: optimizer.state[parameter]["accumulator"].reshape(len(parameter), -1).mean(1)
+        for name, parameter in network.named_parameters()
+        if "accumulator" in optimizer.state.get(parameter, {})
+    }
+
+
+def restore_accumulators(network: nn.Module, optimizer: SparseAdagrad, means: dict[str, Tensor]) -> None:
+    """Fill the rows of Adagrad's accumulators with their means. New rows, which have no mean, keep zeros."""
+    for name, parameter in network.named_parameters():
+        if name in means:
+            accumulator, _ = optimizer.accumulator_and_velocity(parameter, momentum=0)
+            mean = means[name].to(accumulator)
+            accumulator[: len(mean)] = mean.view(-1, *[1] * (accumulator.dim() - 1))
+
+
+def saved_accumulator_means(network: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the means of `accumulator_means` in a checkpoint, if it has them. Raises CheckpointError for damage.
+
+    last.safetensors has the accumulators instead.
+    """
+    means, own = checkpoint.group(ACCUMULATOR_MEAN), dict(network.named_parameters())
+    for name, state in checkpoint.group(OPTIMIZER).items():
+        if name.endswith(".accumulator") and state.dim() > 0 and state.is_floating_point():
+            means[name.removesuffix(".accumulator")] = state.flatten(1).mean(1) if state.dim() > 1 else state
+    for name, mean in means.items():
+        fits = name in own and mean.dim() == 1 and len(mean) <= len(own[name]) and mean.dtype == own[name].dtype
+        if not fits or not bool((mean >= 0).all() & mean.isfinite().all()):
+            raise CheckpointError(
+                f"{checkpoint.path} is damaged: {ACCUMULATOR_MEAN}{name} is {mean.dtype} {[*mean.shape]}, or has a "
+                "negative value or NaN; use an earlier checkpoint"
+            )
+    return means
 
 
 def load_optimizer(
