@@ -94,8 +94,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
             GRU4Rec.from_network(network, store.vocabulary).save("model.safetensors")
 
-        `fit` does not continue the training of this network: like every `fit`, it trains a new network with the
-        parameters of the model.
+        `partial_fit` continues the training of a copy of this network. `fit`, like every `fit`, trains a new network with
+        the parameters of the model.
 
         Args:
             network: not copied, so that further training of it changes the model.
