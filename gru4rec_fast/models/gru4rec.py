@@ -94,8 +94,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
             GRU4Rec.from_network(network, store.vocabulary).save("model.safetensors")
 
-        `partial_fit` continues the training of a copy of this network. `fit`, like every `fit`, trains a new network with
-        the parameters of the model.
+        `partial_fit` continues the training of a copy of this network. `fit` trains a new network, like every `fit`,
+        with the parameters of the model.
 
         Args:
             network: not copied, so that further training of it changes the model.

@@ -61,7 +61,7 @@ class GrowableEmbedding(nn.Embedding):
         storage = self.weight.untyped_storage()
         if not _owns(self.weight, storage):
             return len(self.weight)
-        return storage.nbytes() // (self.embedding_dim * self.weight.element_size())
+        return storage.nbytes() // max(1, self.embedding_dim * self.weight.element_size())
 
     def append_rows(self, n: int, init: Init = None, *, optimizer: Optimizers = None) -> None:
         """Append n rows, in place as long as there is spare capacity.
@@ -83,7 +83,7 @@ class GrowableEmbedding(nn.Embedding):
                 is a part of a larger tensor; the state of an optimizer cannot grow. Nothing has changed then.
         """
         append_to_parameters(self.additions(n, init), optimizer)
-        self.num_embeddings = len(self.weight)
+        self.num_embeddings = self.weight.shape[0]
 
     def initial_rows(self, n: int) -> Tensor:
         """Return n rows with the initial values of a new table: normal, as in nn.Embedding."""
@@ -127,17 +127,18 @@ def append_to_parameters(additions: Sequence[tuple[nn.Parameter, Tensor]], optim
 
     Raises ValueError, and changes nothing, if a parameter or the state of an optimizer cannot grow.
     """
-    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else [*optimizer]
+    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    optimizers = [getattr(one, "optimizer", one) for one in given]  # accelerate wraps an optimizer in another one
     changes: list[tuple[Tensor, Tensor]] = []
     for parameter, rows in additions:
         _check_parameter(parameter)
         changes.append((parameter, rows))
         for one in optimizers:
-            changes += _state_additions(one, parameter, len(rows))
+            changes += _state_additions(one, parameter, rows.shape[0])
     with torch.no_grad():
         for tensor, rows in changes:  # allocate everything first: then nothing has changed if memory runs out
-            n_rows = len(tensor) + len(rows)
-            _reserve(tensor, n_rows, max(n_rows, math.ceil(_GROWTH * len(tensor))))
+            n_rows = tensor.shape[0] + rows.shape[0]
+            _reserve(tensor, n_rows, max(n_rows, math.ceil(_GROWTH * tensor.shape[0])))
         for tensor, rows in changes:
             _append(tensor, rows)
     for one in optimizers:
@@ -207,7 +208,7 @@ def _state_additions(optimizer: Optimizer, parameter: nn.Parameter, n: int) -> l
             value = group["initial_accumulator_value"]
         elif isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
             value = float(group["lr"])
-        additions.append((tensor, tensor.new_full((n, *tensor.shape[1:]), value)))
+        additions.append((tensor, tensor.new_full((), value).expand(n, *tensor.shape[1:])))
     return additions
 
 
@@ -216,7 +217,7 @@ def _reserve(tensor: Tensor, n_rows: int, capacity: int) -> None:
     storage, row_shape = tensor.untyped_storage(), tensor.shape[1:]
     if _owns(tensor, storage) and storage.nbytes() >= n_rows * math.prod(row_shape) * tensor.element_size():
         return
-    data = tensor.data.new_empty((capacity, *row_shape))[: len(tensor)]
+    data = tensor.data.new_empty((capacity, *row_shape))[: tensor.shape[0]]
     data.copy_(tensor.data)
     data.untyped_storage().used_bytes = data.nbytes  # type: ignore[attr-defined]
     tensor.data = data
@@ -224,9 +225,9 @@ def _reserve(tensor: Tensor, n_rows: int, capacity: int) -> None:
 
 def _append(tensor: Tensor, rows: Tensor) -> None:
     """Append rows to a tensor in place; its storage must have spare memory for them (`_reserve`)."""
-    storage, n_old = tensor.untyped_storage(), len(tensor)
-    shape = n_old + len(rows), *tensor.shape[1:]
-    data = tensor.data.new_empty(0).set_(storage, 0, shape, rows.contiguous().stride())
+    storage, n_old = tensor.untyped_storage(), tensor.shape[0]
+    shape = n_old + rows.shape[0], *tensor.shape[1:]
+    data = tensor.data.new_empty(0).set_(storage, 0, shape, tensor.stride())
     data[n_old:] = rows
     storage.used_bytes = data.nbytes  # type: ignore[attr-defined]
     _set_data(tensor, data)
