@@ -16,7 +16,6 @@ take too long. Its time is then estimated from 20 appended rows at each of 100 s
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import subprocess
 import sys
@@ -85,28 +84,19 @@ def measure(side: str, n: int, sampled: bool) -> dict[str, Any]:
     """Append n rows one at a time in this process; return the seconds and the bytes."""
     make = SIDES[side]
     seconds_to_append(make(1)[1], 10)  # loads what is loaded at the first use
-    seconds = 0.0
+    peak = PeakMemory()
+    optimizer, append = make(n - ROWS_PER_SAMPLE if sampled else 1)
+    seconds = seconds_to_append(append, ROWS_PER_SAMPLE if sampled else n)
+    resident = memory_meter().read()[0] - peak.baseline
+    (weight,) = optimizer.param_groups[0]["params"]
+    data = weight.nbytes * 3  # with the two tensors of Adam's state
+    result = {"side": side, "rows": n, "is_estimate": sampled, "data_bytes": data, "peak_bytes": peak.bytes}
     if sampled:
+        del optimizer, append, weight
         sizes = [1 + i * (n - ROWS_PER_SAMPLE) // (N_SAMPLES - 1) for i in range(N_SAMPLES)]
         seconds = sum(seconds_to_append(make(size)[1], ROWS_PER_SAMPLE) for size in sizes)
         seconds *= n / (N_SAMPLES * ROWS_PER_SAMPLE)
-    gc.collect()
-    peak = PeakMemory()
-    optimizer, append = make(n - ROWS_PER_SAMPLE if sampled else 1)
-    if sampled:
-        seconds_to_append(append, ROWS_PER_SAMPLE)
-    else:
-        seconds = seconds_to_append(append, n)
-    (weight,) = optimizer.param_groups[0]["params"]
-    return {
-        "side": side,
-        "rows": n,
-        "seconds": seconds,
-        "is_estimate": sampled,
-        "data_bytes": weight.nbytes * 3,  # with the two tensors of Adam's state
-        "peak_bytes": peak.bytes,
-        "resident_bytes": memory_meter().read()[0] - peak.baseline,
-    }
+    return result | {"seconds": seconds, "resident_bytes": resident}
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ Sides:
     all days       fit on the whole training log
     first half     fit on the sessions that begin in the first half of the days
     partial_fit    the model of "first half", loaded from its file, continues on the other sessions
-    without means  the same without the means of Adagrad's accumulator, as for a model that was trained elsewhere
-    one pass       partial_fit with n_epochs=1
+    no maxima      the same without the maxima of Adagrad's accumulator, as for a model that was trained elsewhere
+    1 epoch        partial_fit with n_epochs=1; the other sides make two epochs
+    3 epochs       partial_fit with n_epochs=3
+    smaller steps  partial_fit with n_epochs=3 and half the learning rate
 
 All models are evaluated on the test log. Recall of new items is that of the targets that are in the second half of the
 days only. The parameters are those of the README's accuracy table. The script needs ../shared/data/rsc15_100k.
@@ -93,8 +95,14 @@ def measure(seed: int, train: pl.DataFrame, test: pl.DataFrame, folder: Path) ->
     elsewhere = GRU4Rec.load(path)
     network, support = elsewhere.network, elsewhere.support
     without = GRU4Rec.from_network(network, elsewhere.vocabulary, support=support, **_training_parameters(parameters))
-    run("without means", lambda: without.partial_fit(second, progress=False))
-    run("one pass", lambda: GRU4Rec.load(path).partial_fit(second, n_epochs=1, progress=False))
+    run("no maxima", lambda: without.partial_fit(second, progress=False))
+    run("1 epoch", lambda: GRU4Rec.load(path).partial_fit(second, n_epochs=1, progress=False))
+    run("3 epochs", lambda: GRU4Rec.load(path).partial_fit(second, n_epochs=3, progress=False))
+    slower = {"learning_rate": PARAMETERS["learning_rate"] / 2}
+    run(
+        "smaller steps",
+        lambda: GRU4Rec.load(path).set_params(**slower).partial_fit(second, n_epochs=3, progress=False),
+    )
     return results
 
 

@@ -121,14 +121,14 @@ def test_a_loaded_model_continues_as_the_fitted_one(tmp_path: Path, file: str, m
     for name, tensor in model.network.state_dict().items():
         assert torch.equal(loaded.network.state_dict()[name], tensor), name
     accumulator = recorder.accumulators["output.weight"]
-    assert torch.equal(accumulator, accumulator[:, :1].expand_as(accumulator))  # the mean of each row
+    assert torch.equal(accumulator, accumulator[:, :1].expand_as(accumulator))  # the maximum of each row
     assert (accumulator[:N_OLD] > 0).all() and (accumulator[N_OLD:] == 0).all()
     again = GRU4Rec.load(loaded.save(tmp_path / "again.safetensors"))
     assert again.network.n_items == N_ITEMS and len(again.history) == 4
     assert np.array_equal(again.recommend([[3]]).items, loaded.recommend([[3]]).items)
 
 
-def test_a_model_without_means_of_the_accumulators_starts_with_zeros() -> None:
+def test_a_model_without_maxima_of_the_accumulators_starts_with_zeros() -> None:
     network, recorder = SessionNetwork(N_OLD, [6], sparse=True, seed=0), Recorder()
     model = GRU4Rec.from_network(network, range(N_OLD), batch_size=8, n_sample=4, n_epochs=1)
     model.partial_fit(NEW, callbacks=[recorder], progress=False)
@@ -136,15 +136,15 @@ def test_a_model_without_means_of_the_accumulators_starts_with_zeros() -> None:
     assert network.n_items == N_OLD and model.support is None
 
 
-def test_a_damaged_mean_of_an_accumulator_is_an_error(tmp_path: Path) -> None:
+def test_a_damaged_maximum_of_an_accumulator_is_an_error(tmp_path: Path) -> None:
     path = fitted_model(n_epochs=1).save(tmp_path / "model.safetensors")
     checkpoint = load_checkpoint(path, GRU4Rec.file_format)
-    mean = checkpoint.tensors["accumulator_mean.output.bias"]
-    assert mean.shape == (N_OLD,)
-    for damaged in (-mean, mean.double(), torch.zeros(N_OLD + 1), mean.view(1, -1), mean * torch.nan):
-        checkpoint.tensors["accumulator_mean.output.bias"] = damaged
+    maximum = checkpoint.tensors["accumulator_max.output.bias"]
+    assert maximum.shape == (N_OLD,)
+    for damaged in (-maximum, maximum.double(), torch.zeros(N_OLD + 1), maximum.view(1, -1), maximum * torch.nan):
+        checkpoint.tensors["accumulator_max.output.bias"] = damaged
         save_checkpoint(path, checkpoint)
-        with pytest.raises(CheckpointError, match=r"is damaged: accumulator_mean.output.bias is torch.float"):
+        with pytest.raises(CheckpointError, match=r"is damaged: accumulator_max.output.bias is torch.float"):
             GRU4Rec.load(path)
 
 

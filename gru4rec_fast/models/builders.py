@@ -201,18 +201,16 @@ def build_session_runner(
     store: SessionStore,
     *,
     optimizer: Optimizer | None = None,
-    counts: np.ndarray | None = None,
     has_validation: bool = False,
     memory: MemoryRecord = NULL_RECORD,
 ) -> SessionEpochRunner:
     """Return the runner that trains `network` on `store`; `has_validation`: whether there is validation data.
 
     A mini-batch has `batch_size` lanes; a lane is one of the sessions that are processed in parallel. If `optimizer` is
-    None, it is that of the parameters. `counts`, int64 [n_items], are the numbers of occurrences of each item by which
-    negatives are sampled and logQ is computed; None: those of the store.
+    None, it is that of the parameters.
     """
     device, seed = find_device(p.device), network.seed if p.seed is None else p.seed
-    support = torch.from_numpy(np.array(store.support if counts is None else counts))
+    support = torch.from_numpy(np.array(store.support))
     optimizer = optimizer or build_session_optimizer(p, network)
     # The negatives of a lane are the sampled items and the targets of the other lanes. There must be at least one.
     min_live = 1 if p.n_sample else 2

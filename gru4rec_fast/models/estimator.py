@@ -36,10 +36,10 @@ from gru4rec_fast.training.callbacks import check_callbacks
 from gru4rec_fast.training.checkpoint import convert_progress
 from gru4rec_fast.training.checkpoint_tensors import (
     MODEL,
-    accumulator_means,
+    accumulator_maxima,
     load_weights,
     model_tensors,
-    saved_accumulator_means,
+    saved_accumulator_maxima,
 )
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.options import check_at_least
@@ -97,7 +97,7 @@ class Estimator(Parameters):
         self.best_epoch: int | None = None
         self.peak_memory_bytes = 0
         self._fitted_parameters: dict[str, Any] = {}
-        self._accumulator_means: dict[str, torch.Tensor] = {}  # of the optimizer, see `accumulator_means`
+        self._accumulator_maxima: dict[str, torch.Tensor] = {}  # of the optimizer, see `accumulator_maxima`
         self._is_fitting = False  # whether a `fit` of this model, perhaps in another thread, is changing the weights
 
     def fit(
@@ -204,10 +204,10 @@ class Estimator(Parameters):
             model.partial_fit("today.tsv").save("model.safetensors")
 
         GRU4Rec trains on the new events only. Items that it does not have are appended to its catalogue as by
-        `extend_items`, and the new events are added to `support`. Adagrad continues with the mean of its accumulator in
-        each row, which every file of a model has, and without velocity. A model of a file of version 0.1, of
-        `from_network` or of the official code has no means: it learns with the large steps of a new training, and
-        forgets more of the old data.
+        `extend_items`. Negatives are sampled from the new events, which are then added to `support`. Adagrad continues
+        with the maximum of its accumulator in each row, which every file of a model has, and without velocity. A model
+        of `from_network`, of version 0.1 or of the official code has no such maxima: it learns with the large steps
+        of a new training, and forgets more of the old data.
 
         Graph models add the new interactions to their graph, append new users and items as by `extend_users` and
         `extend_items`, and train on the whole graph, with a new Adam.
@@ -268,7 +268,7 @@ class Estimator(Parameters):
         trainer.network.eval()
         self.history, self.best_epoch = trainer.history, trainer.best_epoch
         self.peak_memory_bytes = trainer.peak_memory_bytes
-        self._accumulator_means = accumulator_means(trainer.network, trainer.optimizer)
+        self._accumulator_maxima = accumulator_maxima(trainer.network, trainer.optimizer)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model with its ids to a safetensors file. `load` needs only this file.
@@ -278,7 +278,7 @@ class Estimator(Parameters):
             OSError: the file cannot be written; an earlier file is unchanged.
         """
         network, template = self._fitted_network(), self._checkpoint_template()
-        tensors = template.tensors | model_tensors(network, self._accumulator_means)
+        tensors = template.tensors | model_tensors(network, self._accumulator_maxima)
         return save_checkpoint(path, replace(template, tensors=tensors, progress={"history": self.history}))
 
     @classmethod
@@ -311,7 +311,7 @@ class Estimator(Parameters):
             with torch.random.fork_rng(devices=[]):  # a seed that is drawn here is replaced by the saved one
                 network = model.network = model._build_network()
             load_weights(network, checkpoint)
-            model._accumulator_means = saved_accumulator_means(network, checkpoint)
+            model._accumulator_maxima = saved_accumulator_maxima(network, checkpoint)
             model.history = checked_history(checkpoint.progress)
         except (AttributeError, LookupError, TypeError) as error:
             raise CheckpointError(f"{path} lacks a part of a {cls.__name__} checkpoint: {error}") from error

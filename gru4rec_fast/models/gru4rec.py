@@ -263,13 +263,12 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _build_runner(self, data: SessionStore, *, has_validation: bool, memory: MemoryRecord) -> SessionEpochRunner:
         network = self._fitted_network()
         optimizer = build_session_optimizer(self, network)
-        restore_accumulators(network, optimizer, self._accumulator_means)
+        restore_accumulators(network, optimizer, self._accumulator_maxima)
         return build_session_runner(
             self,
             network,
             data,
             optimizer=optimizer,
-            counts=self.support,
             has_validation=has_validation,
             memory=memory,
         )

@@ -20,7 +20,7 @@ from gru4rec_fast.training.callbacks import Callback, StepRecord, check_callback
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.checkpoint_tensors import (
     OPTIMIZER,
-    accumulator_means,
+    accumulator_maxima,
     load_optimizer,
     load_weights,
     optimizer_state,
@@ -215,9 +215,9 @@ class Trainer:
                     self._raise_if_interrupted(interrupt)
             if self._is_stopped:
                 self.progress.say(f"a callback stopped the training {self.position.describe()}")
-            means, is_best_selected = accumulator_means(self.network, self.optimizer), self.best_epoch is not None
+            maxima, is_best_selected = accumulator_maxima(self.network, self.optimizer), self.best_epoch is not None
             self._call_on_checkpoint(
-                self.folder.save_model(self.network, self.history, means, is_best_selected=is_best_selected)
+                self.folder.save_model(self.network, self.history, maxima, is_best_selected=is_best_selected)
             )
         except TrainingDiverged as error:
             saved = self.folder.last_saved
@@ -327,8 +327,8 @@ class Trainer:
         # never saved.
         best_path = None
         if is_better:
-            means = accumulator_means(self.network, self.optimizer)
-            best_path = self.folder.save_best(self.network, self.history, means)
+            maxima = accumulator_maxima(self.network, self.optimizer)
+            best_path = self.folder.save_best(self.network, self.history, maxima)
         self._save_last()
         self.folder.write_csv(self.history)
         self.progress.end_epoch(record)
