@@ -498,3 +498,20 @@ def test_a_stale_graph_would_be_noticed(case: str) -> None:
     known = {tensor.untyped_storage().data_ptr() for tensor in owned} | {*captured._current_key()[0]}
     assert len(external.addresses) > 10
     assert not {shape for address, shape in external.addresses.items() if address not in known}
+
+
+def test_a_graph_is_captured_again_if_a_table_grows_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, setup = FakeCuda(monkeypatch), TrainingSetup("reference", {})
+    setup.network.extend_items(1, optimizer=setup.optimizer)  # copies the tables, which then have spare rows
+    weight = setup.network.output_weight
+
+    def grow(call: int) -> None:
+        if call == 4:
+            place = weight.data_ptr()
+            setup.network.extend_items(1, optimizer=setup.optimizer)
+            assert weight.data_ptr() == place
+
+    losses = losses_with_graphs(setup, 8, grow)
+    assert len(cuda.captures) == 4
+    expected = [block.loss for block in train_by_autograd(TrainingSetup("reference", {}))][: len(losses)]
+    assert losses == pytest.approx(expected, rel=1e-9)

@@ -30,7 +30,7 @@ from gru4rec_fast.nn import LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS
 from gru4rec_fast.ops.sampled_loss import LOSSES
-from gru4rec_fast.training.captured_step import CapturedEpoch
+from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep
 from gru4rec_fast.training.graph_capture import CapturedUpdates
 
 pytestmark = [
@@ -419,6 +419,25 @@ def test_a_changed_fp32_precision_is_captured_again() -> None:
             assert (captured._graph is not None) == (step not in (0, 4))
     finally:
         matmul.fp32_precision = previous
+
+
+def test_a_captured_step_learns_items_that_are_appended() -> None:
+    """One item at a time, so that some growth copies the tables, and some is in place under a captured graph."""
+    losses: dict[str, list[float]] = {}
+    for device in ("cpu", "cuda"):
+        setup = TrainingSetup("reference", {}) if device == "cpu" else setup_on_gpu({})
+        network, hidden = setup.network, [state.to(device) for state in setup.network.initial_state(6)]
+        step = CapturedTrainingStep(network, setup.criterion, setup.optimizer)
+        generator, losses[device] = torch.Generator().manual_seed(0), []
+        for number in range(18):
+            if number % 3 == 2:
+                network.extend_items(1, optimizer=setup.optimizer)
+            block = torch.randint(network.n_items, (3, 1, 6), generator=generator)
+            block[1] = network.n_items - 1
+            inputs, targets, negatives = block.to(device)
+            reset = torch.zeros(1, 6, dtype=torch.bool, device=device)
+            losses[device].append(step.train_block(inputs, targets, reset, negatives, hidden, step=number))
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-9)
 
 
 def test_ranking_of_a_view_that_is_not_aligned() -> None:

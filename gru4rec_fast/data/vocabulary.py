@@ -194,6 +194,32 @@ class Vocabulary:
         indices[is_integer] = self.index_of(np.array([i for i in integers if i is not None], np.int64))
         return indices
 
+    def as_own_kind(self, ids: np.ndarray) -> np.ndarray:
+        """Return ids of a file as integers or strings, whichever the vocabulary has: "7" as 7, or 7 as "7".
+
+        Raises TypeError if the vocabulary has integers, and an id is no plain integer.
+        """
+        if kind_of(ids) == kind_of(self.ids) or not len(self):
+            return ids
+        if self.holds_strings:
+            return np.array([str(number) for number in ids.tolist()], STRING)
+        integers = [_plain_integer(text) for text in ids.tolist()]
+        if None in integers:
+            unknown = brief(ids.tolist()[integers.index(None)])
+            raise TypeError(
+                f"the vocabulary holds integers as ids, but {unknown} is given; ids must be all of one kind"
+            )
+        return np.array(integers, np.int64)
+
+    def extended(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> Vocabulary:
+        """Return a vocabulary with the ids of this one and then, in sorted order, those of `ids` that it does not hold.
+
+        Raises TypeError for integer ids if the vocabulary holds strings, and for strings if it holds integers.
+        """
+        queries = as_ids(ids)
+        unknown = np.unique(queries[self.index_of(queries) < 0])
+        return Vocabulary(np.concatenate([self.ids, unknown])) if len(unknown) else self
+
     def without_blanks(self, unknown_id: Any) -> str | None:
         """Return an unknown id without the blanks around it, if the vocabulary holds that id, else None.
 

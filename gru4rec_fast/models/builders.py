@@ -80,6 +80,35 @@ def open_sessions(
     return data
 
 
+def open_more_sessions(data: Any, vocabulary: Vocabulary, **columns: Any) -> SessionStore:
+    """Convert data, in any form that `GRU4Rec.fit` accepts, to a store whose vocabulary begins with `vocabulary`.
+
+    Items that `vocabulary` does not hold get the next indices, in the sorted order of their ids.
+
+    Raises:
+        TypeError: `vocabulary` has integers as ids, and the data have other strings. For a log see
+            `SessionStore.from_events`.
+    """
+    store = open_sessions(data, **columns)
+    if store.vocabulary == vocabulary:
+        return store
+    ids = vocabulary.as_own_kind(store.vocabulary.ids)
+    extended = vocabulary.extended(ids)
+    new_index = extended.index_of(ids).astype(np.int32)
+    support = np.zeros(len(extended), np.int64)
+    support[new_index] = store.support
+    return SessionStore(
+        items=new_index[store.items],
+        offsets=store.offsets,
+        start_times=store.start_times,
+        end_times=store.end_times,
+        support=support,
+        vocabulary=extended,
+        session_ids=lambda: store.session_ids,
+        meta=store.meta,
+    )
+
+
 def open_graph(
     data: Any, like: InteractionGraph | None = None, *, user_key: str = "UserId", item_key: str = "ItemId"
 ) -> InteractionGraph:
@@ -269,12 +298,21 @@ def build_schedule(p: Parameters, optimizer: Optimizer, has_validation: bool) ->
     )
 
 
-def build_trainer(p: Parameters, runner: EpochRunner, checkpoint_every: int | None = None, **options: Any) -> Trainer:
-    """Return the trainer of a runner; `options` are further keyword arguments of `Trainer`."""
+def build_trainer(
+    p: Parameters,
+    runner: EpochRunner,
+    checkpoint_every: int | None = None,
+    n_epochs: int | None = None,
+    **options: Any,
+) -> Trainer:
+    """Return the trainer of a runner; `options` are further keyword arguments of `Trainer`.
+
+    n_epochs: number of the last epoch; None is that of the parameters.
+    """
     return Trainer(
         runner,
         TrainerOptions(
-            n_epochs=p.n_epochs,
+            n_epochs=p.n_epochs if n_epochs is None else n_epochs,
             evaluate_every=p.evaluate_every,
             monitor=p.monitor,
             patience=p.patience,

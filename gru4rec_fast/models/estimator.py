@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,11 +22,27 @@ from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import TRAINING_LOSS
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.profiling import PeakMemory, process_baseline
-from gru4rec_fast.training import Callback, Checkpoint, CheckpointError, EpochRunner, load_checkpoint, save_checkpoint
+from gru4rec_fast.training import (
+    Callback,
+    Checkpoint,
+    CheckpointError,
+    EpochRunner,
+    Trainer,
+    TrainingPosition,
+    load_checkpoint,
+    save_checkpoint,
+)
 from gru4rec_fast.training.callbacks import check_callbacks
 from gru4rec_fast.training.checkpoint import convert_progress
-from gru4rec_fast.training.checkpoint_tensors import MODEL, load_weights, model_tensors
+from gru4rec_fast.training.checkpoint_tensors import (
+    MODEL,
+    accumulator_maxima,
+    load_weights,
+    model_tensors,
+    saved_accumulator_maxima,
+)
 from gru4rec_fast.training.folder_lock import lock_folder
+from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
 from gru4rec_fast.training.saved_values import checked_history, damage_as_checkpoint_error
@@ -80,6 +97,7 @@ class Estimator(Parameters):
         self.best_epoch: int | None = None
         self.peak_memory_bytes = 0
         self._fitted_parameters: dict[str, Any] = {}
+        self._accumulator_maxima: dict[str, torch.Tensor] = {}  # of the optimizer, see `accumulator_maxima`
         self._is_fitting = False  # whether a `fit` of this model, perhaps in another thread, is changing the weights
 
     def fit(
@@ -126,10 +144,7 @@ class Estimator(Parameters):
         """
         peak = process_baseline() or PeakMemory()
         model = type(self)(**self.get_params())  # a second model, so that an error leaves this model unchanged
-        if model.patience is not None and validation is None and model.monitor != TRAINING_LOSS:
-            raise ValueError(
-                f"patience={model.patience} monitors {model.monitor}: give validation=, or set monitor='loss'"
-            )
+        model._check_patience(validation)
         if checkpoint_every is not None and out is None:
             raise ValueError(f"checkpoint_every={checkpoint_every}: give out=, the folder of the checkpoints")
         find_device(model.device)
@@ -167,11 +182,91 @@ class Estimator(Parameters):
             try:
                 trainer.run()
             finally:
-                network.eval()
                 self._is_fitting = False
-                self.history, self.best_epoch = trainer.history, trainer.best_epoch
-                self.peak_memory_bytes = trainer.peak_memory_bytes
+                self._take_results(trainer)
         return self
+
+    def partial_fit(
+        self,
+        data: Any,
+        *,
+        validation: Any = None,
+        n_epochs: int | None = None,
+        callbacks: Iterable[Callback] = (),
+        progress: bool | None = None,
+        **columns: str,
+    ) -> Self:
+        """Continue the training of a fitted or loaded model with new data; return self.
+
+            model = GRU4Rec.load("model.safetensors")
+            model.partial_fit("today.tsv").save("model.safetensors")
+
+        GRU4Rec trains on the new events only. Items that it does not have are appended to its catalogue as by
+        `extend_items`. Negatives are sampled from the new events, which are then added to `support`. Adagrad continues
+        with the maximum of its accumulator in each row, which every file of a model has, and without velocity. A model
+        of `from_network`, of version 0.1 or of the official code has no such maxima: it learns with the large steps
+        of a new training, and forgets more of the old data.
+
+        Graph models add the new interactions to their graph, append new users and items as by `extend_users` and
+        `extend_items`, and train on the whole graph, with a new Adam.
+
+        The epochs, and their numbers in `history`, follow those of the last training. A learning-rate schedule starts
+        anew. Weights are trained as a copy: until the training has ended, and after an error or Ctrl-C, the model is
+        unchanged.
+
+        Args:
+            data: new data, in the forms of `fit`; of sessions that have gone on since, all events or the new ones.
+            validation, callbacks, progress, columns: see `fit`.
+            n_epochs: number of passes over the data; None is the parameter `n_epochs`.
+
+        Raises:
+            ValueError, TypeError: bad input; the message names it. RuntimeError: the model is not fitted, or is
+                being fitted in another thread. TrainingInterrupted, TrainingDiverged: see
+                `gru4rec_fast.training.Trainer.run`.
+        """
+        peak = process_baseline() or PeakMemory()
+        self._network_to_change()
+        check_at_least(1, n_epochs=n_epochs)
+        model = copy.copy(self)
+        model.n_epochs = self.n_epochs if n_epochs is None else n_epochs
+        model._check_patience(validation)
+        callbacks = check_callbacks(callbacks)
+        train = model._open_more(data, **columns)
+        held_out = None if validation is None else model._open(validation, **columns)
+        runner = model._build_runner(train, has_validation=validation is not None)
+        n_earlier = self.history[-1]["epoch"] if self.history else 0
+        # Seeds and steps determine negatives and dropout masks; these steps follow those of the earlier epochs.
+        n_steps = sum(record.get("mini_batches", 0) for record in self.history)
+        runner.position = TrainingPosition(epoch=n_earlier + 1, step=n_steps)
+        trainer = build_trainer(
+            model,
+            runner,
+            n_epochs=n_earlier + model.n_epochs,
+            validate=None if held_out is None else lambda: model._validate(held_out),
+            callbacks=callbacks,
+            progress=make_progress(progress, model._progress_unit),
+            peak=peak,
+        )
+        trainer.history = [*self.history]
+        trainer.run()
+        model._take_results(trainer)
+        model.n_epochs = self.n_epochs
+        vars(self).update(vars(model))
+        return self
+
+    def _check_patience(self, validation: Any) -> None:
+        """Raise ValueError if early stopping needs validation data, and there are none."""
+        if self.patience is not None and validation is None and self.monitor != TRAINING_LOSS:
+            raise ValueError(
+                f"patience={self.patience} monitors {self.monitor}: give validation=, or set monitor='loss'"
+            )
+
+    def _take_results(self, trainer: Trainer) -> None:
+        """Set the attributes that describe a training which has ended."""
+        trainer.network.eval()
+        self.history, self.best_epoch = trainer.history, trainer.best_epoch
+        self.peak_memory_bytes = trainer.peak_memory_bytes
+        self._accumulator_maxima = accumulator_maxima(trainer.network, trainer.optimizer)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model with its ids to a safetensors file. `load` needs only this file.
@@ -181,7 +276,7 @@ class Estimator(Parameters):
             OSError: the file cannot be written; an earlier file is unchanged.
         """
         network, template = self._fitted_network(), self._checkpoint_template()
-        tensors = template.tensors | model_tensors(network)
+        tensors = template.tensors | model_tensors(network, self._accumulator_maxima)
         return save_checkpoint(path, replace(template, tensors=tensors, progress={"history": self.history}))
 
     @classmethod
@@ -214,6 +309,7 @@ class Estimator(Parameters):
             with torch.random.fork_rng(devices=[]):  # a seed that is drawn here is replaced by the saved one
                 network = model.network = model._build_network()
             load_weights(network, checkpoint)
+            model._accumulator_maxima = saved_accumulator_maxima(network, checkpoint)
             model.history = checked_history(checkpoint.progress)
         except (AttributeError, LookupError, TypeError) as error:
             raise CheckpointError(f"{path} lacks a part of a {cls.__name__} checkpoint: {error}") from error
@@ -249,6 +345,13 @@ class Estimator(Parameters):
 
     def _open(self, data: Any, **columns: str) -> Any:
         """Return the data as a store or graph, with the indices of the training data if its ids are set."""
+        raise NotImplementedError
+
+    def _open_more(self, data: Any, **columns: str) -> Any:
+        """Open new data, append ids and weights for its unknown ids, and return what to train on.
+
+        The network is replaced by a copy. Other objects that the model shares with copies of it are not changed.
+        """
         raise NotImplementedError
 
     def _set_training_ids(self, data: Any) -> None:
@@ -303,6 +406,14 @@ class Estimator(Parameters):
                 f"{name}.load; GRU4Rec.from_network(network, vocabulary) makes a GRU4Rec of a network"
             )
         return self.network
+
+    def _network_to_change(self) -> Any:
+        """Return the network. Raises RuntimeError before `fit` or `load`, and during a `fit` in another thread."""
+        if self._is_fitting:
+            raise RuntimeError(
+                f"this {type(self).__name__} is being fitted in another thread: wait until fit has ended"
+            )
+        return self._fitted_network()
 
     def _evaluation_view(self, impl: str | None = None) -> Any:
         """Return a view of the network for scoring, which does not disturb a `fit` in another thread.

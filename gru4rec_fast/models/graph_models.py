@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -165,6 +165,52 @@ class GraphRecommender(Estimator, GraphParameters):
                 cached = network, impl, self._evaluation_view(impl)()
             self._cached_embeddings = None if changes else cached
         return graph, cached[2]
+
+    def extend_users(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> Self:
+        """Append users without interactions; return self. Users that the graph has are ignored.
+
+        New users get the next indices, in the sorted order of their ids, and initial embeddings. The embeddings of all
+        other nodes do not change. Item nodes come after user nodes, so a call copies the embeddings: append many ids in
+        one call.
+
+        Raises:
+            TypeError: ids are strings where the graph has integers, or integers where it has strings.
+            RuntimeError: the model is not fitted, or is being fitted in another thread.
+        """
+        return self._extend(lambda graph: graph.with_nodes(users=ids))
+
+    def extend_items(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> Self:
+        """Append items without interactions; see `extend_users`."""
+        return self._extend(lambda graph: graph.with_nodes(items=ids))
+
+    def _extend(self, extend: Callable[[InteractionGraph], InteractionGraph]) -> Self:
+        """Replace the graph, and the network by one for the new graph with the same weights; return self."""
+        network, graph = self._network_to_change(), self.graph
+        assert graph is not None
+        new_graph = extend(graph)
+        # The initial embeddings of the new nodes need another seed: rows that users had got would go to items.
+        seed = (network.seed + graph.n_nodes) % (1 << 63)
+        fitted = type(self)(**self._fitted_parameters | {"seed": seed, "device": self.device, "impl": self.impl})
+        new_network = fitted.build_network(new_graph)
+        state = network.state_dict()
+        old_users, old_items = state["embedding"].split([graph.n_users, graph.n_items])
+        embedding = new_network.embedding.detach().clone()
+        embedding[: graph.n_users] = old_users
+        embedding[new_graph.n_users : new_graph.n_users + graph.n_items] = old_items
+        new_network.seed_was_drawn = True  # so that it takes the seed of the state
+        new_network.load_state_dict(state | {"embedding": embedding})
+        new_network.seed_was_drawn = network.seed_was_drawn
+        self.graph, self.network = new_graph, new_network.eval()
+        return self
+
+    def _open_more(self, data: Any, **columns: Any) -> InteractionGraph:
+        assert self.graph is not None
+        graph, more = self.graph, open_graph(data, **columns)
+        users, items = graph.users.as_own_kind(more.users.ids), graph.items.as_own_kind(more.items.ids)
+        user_index, item_index = more.interactions()
+        self._extend(lambda graph: graph.with_nodes(users, items).extended(users[user_index], items[item_index]))
+        assert self.graph is not None
+        return self.graph
 
     def _open(self, data: Any, **columns: str) -> InteractionGraph:
         graph = open_graph(data, self.graph, **columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,10 @@ from gru4rec_fast.data.vocabulary import as_indices
 from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
 from gru4rec_fast.models.builders import (
     build_session_network,
+    build_session_optimizer,
     build_session_runner,
+    find_device,
+    open_more_sessions,
     open_sessions,
     parameters_of_network,
 )
@@ -28,7 +32,7 @@ from gru4rec_fast.models.recommendations import Candidates, ItemLists, Recommend
 from gru4rec_fast.models.session_recommender import SessionRecommender
 from gru4rec_fast.nn import SessionNetwork
 from gru4rec_fast.training import Checkpoint, SessionEpochRunner
-from gru4rec_fast.training.checkpoint_tensors import MODEL
+from gru4rec_fast.training.checkpoint_tensors import MODEL, restore_accumulators
 
 VOCABULARY_PREFIX = "vocabulary."  # prefix of the names of the vocabulary's tensors in a checkpoint
 
@@ -89,8 +93,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
             GRU4Rec.from_network(network, store.vocabulary).save("model.safetensors")
 
-        `fit` does not continue the training of this network: like every `fit`, it trains a new network with the
-        parameters of the model.
+        `partial_fit` continues the training of a copy of this network. `fit` trains a new network, like every `fit`,
+        with the parameters of the model.
 
         Args:
             network: not copied, so that further training of it changes the model.
@@ -202,8 +206,40 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         limits: dict[str, Any] = {"max_age": max_age, "max_bytes": max_bytes}
         return SessionRecommender(network, self.vocabulary, capacity, unknown=unknown, impl=self.impl, **limits)
 
+    def extend_items(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> Self:
+        """Append items to the catalogue; return self. Items that the model has are ignored.
+
+            model.extend_items([981, 982]).recommend([[981]])
+
+        New items get the next indices, in the sorted order of their ids, and the initial weights of
+        `SessionNetwork.extend_items`. The scores of the other items do not change. Do not call it while another thread
+        uses the model. A SessionRecommender made before does not know the new items: make a new one.
+
+        Raises:
+            TypeError: ids are strings where the model has integers, or integers where it has strings.
+            RuntimeError: the model is not fitted, or is being fitted in another thread.
+        """
+        network: SessionNetwork = self._network_to_change()
+        assert self.vocabulary is not None
+        vocabulary = self.vocabulary.extended(ids)
+        n_new = len(vocabulary) - len(self.vocabulary)
+        network.extend_items(n_new)
+        if self.support is not None:
+            self.support = np.pad(self.support, (0, n_new))
+        self.vocabulary = vocabulary
+        return self
+
     def _open(self, data: Any, **columns: str) -> SessionStore:
         return open_sessions(data, self.vocabulary, **columns)
+
+    def _open_more(self, data: Any, **columns: str) -> SessionStore:
+        assert self.vocabulary is not None
+        store = open_more_sessions(data, self.vocabulary, **columns)
+        self.network = copy.deepcopy(self._fitted_network()).to(find_device(self.device))
+        self.extend_items(store.vocabulary.ids)
+        if self.support is not None:
+            self.support = self.support + store.support
+        return store
 
     # The ids of the training data are the vocabulary. The support, if it is known, is stored together with it.
     def _set_training_ids(self, data: SessionStore) -> None:
@@ -234,7 +270,16 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         return build_session_network(self, len(self.vocabulary))
 
     def _build_runner(self, data: SessionStore, *, has_validation: bool) -> SessionEpochRunner:
-        return build_session_runner(self, self._fitted_network(), data, has_validation=has_validation)
+        network = self._fitted_network()
+        optimizer = build_session_optimizer(self, network)
+        restore_accumulators(network, optimizer, self._accumulator_maxima)
+        return build_session_runner(
+            self,
+            network,
+            data,
+            optimizer=optimizer,
+            has_validation=has_validation,
+        )
 
     def _evaluate_held_out(self, data: SessionStore, cutoff: int) -> Report:
         return evaluate_sessions(self._fitted_network(), data, cutoffs=(cutoff,), impl=self.impl)

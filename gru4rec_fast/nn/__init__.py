@@ -3,6 +3,7 @@
 from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.nn.graph_networks import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
+from gru4rec_fast.nn.growable_embedding import GrowableEmbedding
 from gru4rec_fast.nn.sampled_loss import SampledLoss
 from gru4rec_fast.nn.session_gru import SessionGRU
 from gru4rec_fast.nn.session_network import OutputTable, SessionNetwork
@@ -10,6 +11,7 @@ from gru4rec_fast.nn.session_network import OutputTable, SessionNetwork
 __all__ = [
     "GraphIndices",
     "GraphNetwork",
+    "GrowableEmbedding",
     "LaplacianPropagation",
     "LightGCNNetwork",
     "NGCFLayer",

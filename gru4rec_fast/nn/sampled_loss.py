@@ -112,6 +112,11 @@ class SampledLoss(nn.Module):
             ValueError: the shapes do not fit each other. TypeError: `weight` is a module.
         """
         _check_shapes(hidden, weight, bias, targets, negatives)
+        if self.log_support is not None and len(self.log_support) < len(weight):
+            raise ValueError(
+                f"support has {len(self.log_support)} items, weight {len(weight)}: make a new SampledLoss with the "
+                "support of all items"
+            )
         if negatives is None and not self.in_batch:
             raise ValueError("in_batch=False needs negatives: without them, a target is compared with nothing")
         steps, lanes = targets.shape

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
 from gru4rec_fast.nn.embedding_rows import gather_rows
+from gru4rec_fast.nn.growable_embedding import GrowableEmbedding, Init, Optimizers, append_to_parameters
 from gru4rec_fast.nn.sequence_layout import State
 from gru4rec_fast.nn.session_gru import SessionGRU, glorot_
 from gru4rec_fast.nn.step_counter import StepCounter
@@ -17,15 +20,23 @@ from gru4rec_fast.ops.philox import STREAM_EMBEDDING_DROPOUT
 EMBEDDINGS = ("constrained", "separate", "none")
 
 
-class OutputTable(nn.Embedding):
+class OutputTable(GrowableEmbedding):
     """Output table: item j has the score `hidden @ weight[j] + bias[j]`; weight [n_items, width], bias [n_items].
 
-    The weights are not initialized, the biases are zero. sparse: whether the gradients of both are sparse (COO).
+    The weights are not initialized, the biases are zero. By default, `append_rows` draws weights uniformly from
+    +-sqrt(6 / (n_items + width)); the new biases are zero. sparse: whether the gradients of both are sparse (COO).
     """
 
     def __init__(self, n_items: int, width: int, *, sparse: bool = False) -> None:
         super().__init__(n_items, width, sparse=sparse, _weight=torch.empty(n_items, width))
         self.bias = nn.Parameter(torch.zeros(n_items))
+
+    def initial_rows(self, n: int) -> Tensor:
+        """Return n rows with initial weights, drawn from torch's CPU generator."""
+        return _glorot_rows(self, n, self.embedding_dim, torch.default_generator)
+
+    def additions(self, n: int, init: Init = None) -> list[tuple[nn.Parameter, Tensor]]:
+        return [*super().additions(n, init), (self.bias, self.bias.data.new_zeros(max(n, 0)))]
 
 
 class SessionNetwork(StepCounter):
@@ -74,7 +85,6 @@ class SessionNetwork(StepCounter):
     ) -> None:
         super().__init__(seed)
         _check_arguments(n_items, layers, embedding, embedding_dim, gru_form, dropout_p_embed, dropout_p_hidden)
-        self.n_items = n_items
         self.embedding_mode = embedding
         self.dropout_p_embed = dropout_p_embed
         self.impl = impl
@@ -93,7 +103,12 @@ class SessionNetwork(StepCounter):
         self.to(device=device, dtype=dtype)
 
     @property
-    def input_table(self) -> nn.Embedding:
+    def n_items(self) -> int:
+        """Number of items in the catalogue."""
+        return self.output.weight.shape[0]
+
+    @property
+    def input_table(self) -> GrowableEmbedding:
         """The table of the input items: the output table if the embedding is constrained, else `embedding`."""
         return self.output if self.embedding_mode == "constrained" else self.embedding
 
@@ -106,6 +121,32 @@ class SessionNetwork(StepCounter):
     def output_bias(self) -> Tensor:
         """The output bias, [n_items]."""
         return self.output.bias
+
+    def extend_items(self, n: int, *, optimizer: Optimizers = None) -> None:
+        """Append n items to the catalogue: rows of the tables, and biases of zero.
+
+        The rows have initial weights, uniform as those of a new network of the final size. They depend on the seed and
+        on the number of items before the call. The scores of the other items do not change.
+
+        Args:
+            n: at least 0.
+            optimizer: the optimizer of the network, or several, whose state grows along.
+
+        Raises:
+            ValueError: see `GrowableEmbedding.append_rows`; nothing has changed then.
+        """
+        if n < 0:
+            raise ValueError(f"n={n}: the number of new items must not be negative")
+        generator = torch.Generator().manual_seed((self.seed + self.n_items) % (1 << 63))
+        tables = [self.output] if self.embedding_mode == "constrained" else [self.output, self.embedding]
+        additions = []
+        for table in tables:
+            fan_out = self.gru.sizes[0] if self.embedding_mode == "none" and table is not self.output else None
+            rows = _glorot_rows(table, n, fan_out or table.embedding_dim, generator)
+            additions += table.additions(n, rows)
+        append_to_parameters(additions, optimizer)
+        for table in tables:
+            table.num_embeddings = len(table.weight)
 
     def initial_state(self, lanes: int) -> State:
         """Return hidden states of zeros, [lanes, H] for each layer."""
@@ -149,11 +190,31 @@ class SessionNetwork(StepCounter):
         state = self.initial_state(inputs.shape[1]) if state is None else state
         return self.gru(x, state, reset, step=step)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        sizes = {
+            f"{name}.weight": len(state_dict.get(f"{prefix}{name}.weight", table.weight))
+            for name, table in self.named_children()
+            if isinstance(table, GrowableEmbedding)
+        }
+        if len({*sizes.values()}) > 1:
+            error_msgs = args[-1]
+            error_msgs.append(f"the tables have different numbers of items: {sizes}")
 
-def _make_embedding(n_items: int, width: int, fan_out: int, sparse: bool, generator: torch.Generator) -> nn.Embedding:
+
+def _make_embedding(
+    n_items: int, width: int, fan_out: int, sparse: bool, generator: torch.Generator
+) -> GrowableEmbedding:
     weight = torch.empty(n_items, width)
     glorot_(weight, n_items, fan_out, generator)
-    return nn.Embedding.from_pretrained(weight, freeze=False, sparse=sparse)
+    return GrowableEmbedding(n_items, width, sparse=sparse, _weight=weight)
+
+
+def _glorot_rows(table: GrowableEmbedding, n: int, fan_out: int, generator: torch.Generator) -> Tensor:
+    """Return n rows with the initial weights of a table that has them."""
+    rows = table.weight.data.new_empty(n, table.embedding_dim)
+    glorot_(rows, len(table.weight) + n, fan_out, generator)
+    return rows
 
 
 def _check_arguments(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gru4rec_fast._untrusted import brief
+from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.optim.row_optimizer import RowOptimizer
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
 from gru4rec_fast.training.saved_values import check_like_current
@@ -16,14 +17,19 @@ from gru4rec_fast.training.saved_values import check_like_current
 # Prefixes of the names of tensors in a checkpoint.
 MODEL = "model."
 OPTIMIZER = "optimizer."
+ACCUMULATOR_MAX = "accumulator_max."
 HIDDEN = "hidden."
 
 _ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter that torch.optim.Adam has updated
 
 
-def model_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return the network's parameters and persistent buffers, named "model.<name>"."""
-    return {MODEL + name: tensor for name, tensor in network.state_dict().items()}
+def model_tensors(network: nn.Module, maxima: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the network's parameters and persistent buffers, named "model.<name>".
+
+    maxima: what `accumulator_maxima` returned, to add as "accumulator_max.<name>".
+    """
+    tensors = {MODEL + name: tensor for name, tensor in network.state_dict().items()}
+    return tensors | {ACCUMULATOR_MAX + name: maximum for name, maximum in (maxima or {}).items()}
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
@@ -74,6 +80,51 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str,
                 scalars.setdefault(name, {})[key] = value
     groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
     return tensors, {"groups": groups, "scalars": scalars}
+
+
+def accumulator_maxima(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the maximum of Adagrad's accumulator in each row of each parameter, [rows], by the parameter's name.
+
+    A model's file stores these maxima, which are few, instead of the accumulator. In a training that continues with
+    them, no weight moves by larger steps than with the accumulator. There are none for other optimizers.
+    """
+    if not isinstance(optimizer, SparseAdagrad):
+        return {}
+    return {
+        name: optimizer.state[parameter]["accumulator"].reshape(len(parameter), -1).amax(1)
+        for name, parameter in network.named_parameters()
+        if "accumulator" in optimizer.state.get(parameter, {})
+    }
+
+
+def restore_accumulators(network: nn.Module, optimizer: SparseAdagrad, maxima: dict[str, Tensor]) -> None:
+    """Fill the rows of Adagrad's accumulators with their maxima. New rows, which have none, keep zeros."""
+    for name, parameter in network.named_parameters():
+        if name in maxima:
+            accumulator, _ = optimizer.accumulator_and_velocity(parameter, momentum=0)
+            maximum = maxima[name].to(accumulator)
+            accumulator[: len(maximum)] = maximum.view(-1, *[1] * (accumulator.dim() - 1))
+
+
+def saved_accumulator_maxima(network: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the maxima of `accumulator_maxima` in a checkpoint, if it has them. Raises CheckpointError for damage.
+
+    last.safetensors has the accumulators instead.
+    """
+    maxima, own = checkpoint.group(ACCUMULATOR_MAX), dict(network.named_parameters())
+    for name, state in checkpoint.group(OPTIMIZER).items():
+        if name.endswith(".accumulator") and state.dim() > 0 and state.is_floating_point():
+            maxima[name.removesuffix(".accumulator")] = state.flatten(1).amax(1) if state.dim() > 1 else state
+    for name, maximum in maxima.items():
+        fits = (
+            name in own and maximum.dim() == 1 and len(maximum) <= len(own[name]) and maximum.dtype == own[name].dtype
+        )
+        if not fits or not bool((maximum >= 0).all() & maximum.isfinite().all()):
+            raise CheckpointError(
+                f"{checkpoint.path} is damaged: {ACCUMULATOR_MAX}{name} is {maximum.dtype} {[*maximum.shape]}, or a "
+                "value is negative or not finite; use an earlier checkpoint"
+            )
+    return maxima
 
 
 def load_optimizer(

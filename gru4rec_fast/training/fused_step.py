@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.data import SessionParallelLoader
-from gru4rec_fast.nn import SampledLoss, SessionGRU, SessionNetwork
+from gru4rec_fast.nn import GrowableEmbedding, SampledLoss, SessionGRU, SessionNetwork
 from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import OutputTable
 from gru4rec_fast.optim import SparseAdagrad
@@ -75,7 +75,7 @@ def why_not_trainable_on(
 
 _SUPPORTED_MODULES = {
     *(SessionNetwork, SessionGRU, SessionGRULayer, OutputTable, SampledLoss),
-    *(nn.Embedding, nn.ModuleList),
+    *(GrowableEmbedding, nn.Embedding, nn.ModuleList),
 }
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # For each type, the attributes in which torch stores the hooks of an object of this type.
@@ -135,6 +135,11 @@ def _weights(network: SessionNetwork) -> list[Tensor]:
     return [weight for weight in weights if weight is not None]
 
 
+def tensor_identity(tensor: Tensor | None) -> tuple[Any, ...]:
+    """Return values that differ after a tensor was replaced, was moved to other memory, or has grown in place."""
+    return () if tensor is None else (id(tensor), tensor.data_ptr(), tensor.shape)
+
+
 def item_range_error(items: Tensor, n_items: int) -> tuple[int, int] | None:
     """Return the lowest and the highest item index of a log if one of them is out of range; None if all are valid."""
     lowest, highest = (int(item) for item in torch.aminmax(items)) if len(items) else (0, 0)
@@ -181,7 +186,7 @@ class FusedTrainingStep:
             raise ValueError(f"no fused training step: {reason}")
         if precision == "bf16" and network.output.weight.dtype != torch.float32:
             raise ValueError(f"precision='bf16' needs float32 weights, not {network.output.weight.dtype}")
-        self.steps, self.n_items = steps, network.n_items
+        self.steps = steps
         self._network, self._optimizer = network, optimizer
         self._options = {
             "loss": criterion.loss,
@@ -204,19 +209,19 @@ class FusedTrainingStep:
         """Create the C++ object, which keeps references to the current weights and optimizer state."""
         self._bound_tensors: list[Tensor | None] = []
         self._native_step = self._native.FusedTrainingStep(**self._network_arguments(), **self._options)
+        self._bound_identities = {*map(tensor_identity, self._bound_tensors)}
         self._bound_mode = self._network.training, self._network.seed
 
     def _rebind_if_changed(self) -> None:
-        """Bind again if optimizer state was loaded, momentum was switched on or off, or mode or seed were changed."""
+        """Bind again if a tensor was replaced or has grown, momentum was switched on or off, or mode or seed differ."""
         momentum = self._optimizer.param_groups[0]["momentum"]
         current = [
             tensor
             for weight in _weights(self._network)
             for tensor in (weight, *self._optimizer.accumulator_and_velocity(weight, momentum))
         ]
-        bound = self._bound_tensors
-        same = len(current) == len(bound) and {*map(id, current)} == {*map(id, bound)}
-        if not same or self._bound_mode != (self._network.training, self._network.seed):
+        mode = self._network.training, self._network.seed
+        if {*map(tensor_identity, current)} != self._bound_identities or self._bound_mode != mode:
             self._bind()
 
     def _network_arguments(self) -> dict[str, Any]:
@@ -371,7 +376,7 @@ class FusedEpoch:
                     **self._training_step._hyperparameters(),
                 )
         except ValueError as error:
-            if item_range_error(self._loader.items, self._training_step.n_items):
+            if item_range_error(self._loader.items, self._training_step._network.n_items):
                 raise self._loader.damage_error(str(error)) from None
             raise
         finally:

@@ -222,9 +222,9 @@ class CapturedUpdates:
         weights = [*self._context.network.parameters()]
         tensors = [tensor for weight in weights for tensor in (weight, *self._context.optimizer_state(weight))]
         tensors += [*self._masks.values(), self._context.criterion.log_support]
-        pointers = [tensor.data_ptr() for tensor in tensors if tensor is not None]
+        layouts = [(tensor.data_ptr(), tensor.shape) for tensor in tensors if tensor is not None]  # a table may grow
         # Not torch.get_float32_matmul_precision(), which raises an error once fp32_precision has been set.
-        return tuple(pointers), self._context.network.training, torch.backends.cuda.matmul.fp32_precision
+        return tuple(layouts), self._context.network.training, torch.backends.cuda.matmul.fp32_precision
 
     def _run_operators(self) -> None:
         for update in range(self.shape.updates):

@@ -100,20 +100,31 @@ class RunFolder:
                 recover(self.path)  # finishes the move of earlier files
         return self.last_saved if self.path is not None else None
 
-    def save_best(self, network: nn.Module, history: Sequence[dict[str, Any]]) -> Path | None:
-        """Write best.safetensors, with the model and the history, but without the state that a resume needs."""
+    def save_best(
+        self, network: nn.Module, history: Sequence[dict[str, Any]], maxima: dict[str, Tensor] | None = None
+    ) -> Path | None:
+        """Write best.safetensors, with the model and the history, but without the state that a resume needs.
+
+        maxima: see `model_tensors`.
+        """
         if self.path is None:
             return None
-        return self._save(BEST_FILE, model_tensors(network), {"history": list(history)})
+        return self._save(BEST_FILE, model_tensors(network, maxima), {"history": list(history)})
 
     def save_model(
-        self, network: nn.Module, history: Sequence[dict[str, Any]], *, is_best_selected: bool
+        self,
+        network: nn.Module,
+        history: Sequence[dict[str, Any]],
+        maxima: dict[str, Tensor] | None = None,
+        *,
+        is_best_selected: bool,
     ) -> Path | None:
         """Write model.safetensors at the end of the training: a copy of best.safetensors, or the model in `network`.
 
         If nothing was left to train, an existing file is not changed. Returns the path of the file if it was written.
 
         Args:
+            maxima: see `model_tensors`.
             is_best_selected: write the model of the best epoch, if the folder has it.
         """
         if self.path is None or not self._files_are_ours:
@@ -125,7 +136,7 @@ class RunFolder:
             with replace_file(path) as temporary:
                 shutil.copyfile(self.path / BEST_FILE, temporary)
             return path
-        return self._save(MODEL_FILE, model_tensors(network), {"history": list(history)})
+        return self._save(MODEL_FILE, model_tensors(network, maxima), {"history": list(history)})
 
     def write_csv(self, history: Sequence[dict[str, Any]]) -> None:
         """Write the curves so far as CSV."""

@@ -18,7 +18,13 @@ from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory, active_profiler, phase
 from gru4rec_fast.training.callbacks import Callback, StepRecord, check_callbacks, started
 from gru4rec_fast.training.checkpoint import Checkpoint, CheckpointError
-from gru4rec_fast.training.checkpoint_tensors import OPTIMIZER, load_optimizer, load_weights, optimizer_state
+from gru4rec_fast.training.checkpoint_tensors import (
+    OPTIMIZER,
+    accumulator_maxima,
+    load_optimizer,
+    load_weights,
+    optimizer_state,
+)
 from gru4rec_fast.training.earlier_training import LAST_FILE, PREVIOUS
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.folder_lock import lock_folder
@@ -211,8 +217,9 @@ class Trainer:
                     self._raise_if_interrupted(interrupt)
             if self._is_stopped:
                 self.progress.say(f"a callback stopped the training {self.position.describe()}")
+            maxima, is_best_selected = accumulator_maxima(self.network, self.optimizer), self.best_epoch is not None
             self._call_on_checkpoint(
-                self.folder.save_model(self.network, self.history, is_best_selected=self.best_epoch is not None)
+                self.folder.save_model(self.network, self.history, maxima, is_best_selected=is_best_selected)
             )
         except TrainingDiverged as error:
             saved = self.folder.last_saved
@@ -321,7 +328,10 @@ class Trainer:
         # best.safetensors is written before last.safetensors. After a crash between the two, resuming from the old
         # last.safetensors repeats this epoch. In the other order, last.safetensors could name a best epoch that was
         # never saved.
-        best_path = self.folder.save_best(self.network, self.history) if is_better else None
+        best_path = None
+        if is_better:
+            maxima = accumulator_maxima(self.network, self.optimizer)
+            best_path = self.folder.save_best(self.network, self.history, maxima)
         self._save_last()
         self.folder.write_csv(self.history)
         self.progress.end_epoch(record)

@@ -252,14 +252,25 @@ class InteractionGraph:
         """
         added_user_ids, added_item_ids = as_ids(users, "users"), as_ids(items, "items")
         user_index, item_index = self.interactions()
-        user_vocabulary = _extend_vocabulary(self.users, added_user_ids)
-        item_vocabulary = _extend_vocabulary(self.items, added_item_ids)
+        user_vocabulary, item_vocabulary = self.users.extended(added_user_ids), self.items.extended(added_item_ids)
         return InteractionGraph.from_arrays(
             np.concatenate([user_index, user_vocabulary.index_of(added_user_ids)]),
             np.concatenate([item_index, item_vocabulary.index_of(added_item_ids)]),
             user_ids=user_vocabulary,
             item_ids=item_vocabulary,
         )
+
+    def with_nodes(
+        self,
+        users: ArrayLike | Iterable[int] | Iterable[str] = (),
+        items: ArrayLike | Iterable[int] | Iterable[str] = (),
+    ) -> InteractionGraph:
+        """Return a graph with additional users and items, which have no interactions. Ids of this graph are ignored.
+
+        Indices are as in `extended`. Raises TypeError as `extended` does.
+        """
+        user_ids, item_ids = self.users.extended(users), self.items.extended(items)
+        return InteractionGraph.from_arrays(*self.interactions(), user_ids=user_ids, item_ids=item_ids)
 
     @classmethod
     def _from_ids(
@@ -322,9 +333,3 @@ class InteractionGraph:
             raise stored.damage_error(f"{damage[0]}.npy", damage[1])
         user_ids, item_ids = stored.read_vocabulary("users", n_users), stored.read_vocabulary("items", n_items)
         return cls(offsets, neighbors, user_ids, item_ids, stored.meta)
-
-
-def _extend_vocabulary(vocabulary: Vocabulary, ids: np.ndarray) -> Vocabulary:
-    """Return the vocabulary extended by those of `ids` that it does not hold, in sorted order."""
-    unknown = np.unique(ids[vocabulary.index_of(ids) < 0])
-    return Vocabulary(np.concatenate([vocabulary.ids, unknown])) if len(unknown) else vocabulary
