@@ -4,21 +4,25 @@ import csv
 import io
 import json
 import mmap
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from run_cli import write_logs
 from small_trainer import make_trainer
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from gru4rec_fast import _backend
 from gru4rec_fast.data import SessionStore
-from gru4rec_fast.profiling import MemoryProfiler, PeakMemory, active_profiler, memory_meter, phase
+from gru4rec_fast.profiling import LeakDetector, MemoryProfiler, PeakMemory, active_profiler, memory_meter, phase
 from gru4rec_fast.profiling.allocation_counters import TensorCounter, allocation_counter
+from gru4rec_fast.training import Callback, MemoryCallback
 
 MIB = 2**20
 BIG = 64 * MIB  # much more than the random changes of the resident size of a process
@@ -387,6 +391,38 @@ def test_the_estimators_report_to_a_profiler() -> None:
     with MemoryProfiler() as profiler:
         GRU4Rec(layers=[8], batch_size=4, n_sample=4, n_epochs=1, seed=0).fit(store, validation=store, progress=False)
     assert profiler.report().phase("evaluation").calls == 1
+
+
+def test_the_callback_profiles_a_training_and_watches_for_leaks() -> None:
+    memory = MemoryCallback(detector=LeakDetector(warm_up=0))
+    trainer = make_trainer(n_epochs=1, callbacks=[memory], fused=False)
+    (record,) = trainer.run()
+    report = memory.profiler.report()
+    assert report.phase("update").calls == record["mini_batches"]
+    assert report.tensors["parameters"] == sum(4 * p.numel() for p in trainer.network.parameters())
+    assert memory.detector.report().steps == record["mini_batches"]
+    assert active_profiler() is None
+    broken = make_trainer(n_epochs=1, callbacks=[MemoryCallback(), StopWithError()])
+    with pytest.raises(ZeroDivisionError):
+        broken.run()
+    assert active_profiler() is None
+
+
+class StopWithError(Callback):
+    def on_step_end(self, trainer: object, record: object) -> None:
+        raise ZeroDivisionError
+
+
+def test_the_samples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    write_logs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[1] / "docs/memory.md").read_text()
+    samples = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(samples) == 6 and all(len(sample.splitlines()) <= 20 for sample in samples)
+    names: dict[str, object] = {}
+    for sample in samples:
+        exec(compile(sample, "docs/memory.md", "exec"), names)
 
 
 @needs_exact_peaks

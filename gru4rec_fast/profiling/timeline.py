@@ -54,6 +54,8 @@ def plot_timeline(samples: Sequence[TimelineSample], path: str | os.PathLike[str
     upper.set_ylabel("allocated since\nthe start, MiB")
     lower.set_ylabel("process, MiB")
     lower.set_xlabel("milliseconds")
+    low, high = lower.get_ylim()
+    lower.set_ylim(low - 1, high + 1)  # small changes of the process are noise
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0)

@@ -9,6 +9,7 @@ from gru4rec_fast.training.fingerprint import log_fingerprint
 from gru4rec_fast.training.fused_step import FusedTrainingStep
 from gru4rec_fast.training.graph_runner import GraphEpochRunner
 from gru4rec_fast.training.interrupt import TrainingInterrupted
+from gru4rec_fast.training.memory_callback import MemoryCallback
 from gru4rec_fast.training.options import TrainerOptions
 from gru4rec_fast.training.progress import Progress, make_progress
 from gru4rec_fast.training.schedules import Schedule, scheduler_names
@@ -26,6 +27,7 @@ __all__ = [
     "EpochRunner",
     "FusedTrainingStep",
     "GraphEpochRunner",
+    "MemoryCallback",
     "Progress",
     "Schedule",
     "SessionEpochRunner",
