@@ -612,12 +612,12 @@ def test_checkpoint_every_needs_a_run_folder():
 def test_the_examples_of_the_training_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(("train", "valid", "test")):
+    for seed, name in enumerate(("train", "valid", "test", "today")):
         as_table(markov_store(n_sessions=60, seed=seed)).to_csv(f"{name}.tsv", sep="\t", index=False)
     Path("parameters.toml").write_text("layers = [8]")
     namespace: dict[str, Any] = {}
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 8
+    assert len(examples) == 9
     has_kernels = _backend.resolve("auto", "gru", "cpu") == "native"
     for example in examples:
         if has_kernels or "FusedTrainingStep" not in example:

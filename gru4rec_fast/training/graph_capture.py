@@ -222,9 +222,10 @@ class CapturedUpdates:
         weights = [*self._context.network.parameters()]
         tensors = [tensor for weight in weights for tensor in (weight, *self._context.optimizer_state(weight))]
         tensors += [*self._masks.values(), self._context.criterion.log_support]
-        layouts = [(tensor.data_ptr(), tensor.shape) for tensor in tensors if tensor is not None]  # a table may grow
+        pointers = tuple(tensor.data_ptr() for tensor in tensors if tensor is not None)
+        shapes = tuple(tensor.shape for tensor in tensors if tensor is not None)  # a table may grow in place
         # Not torch.get_float32_matmul_precision(), which raises an error once fp32_precision has been set.
-        return tuple(layouts), self._context.network.training, torch.backends.cuda.matmul.fp32_precision
+        return pointers, shapes, self._context.network.training, torch.backends.cuda.matmul.fp32_precision
 
     def _run_operators(self) -> None:
         for update in range(self.shape.updates):
