@@ -1,9 +1,12 @@
-"""Train in PyTorch-Ignite: engines that train and evaluate GRU4Rec."""
+"""Train in PyTorch-Ignite: engines that train and evaluate GRU4Rec, and a handler that measures memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
 
 try:
     from ignite.engine import Engine, Events
@@ -14,7 +17,9 @@ except ModuleNotFoundError as error:
 from gru4rec_fast.data import SessionStore
 from gru4rec_fast.evaluation import NextItemNetwork, evaluate_sessions
 from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_session_runner
+from gru4rec_fast.profiling import LeakDetector, MemoryProfiler, active_profiler
 from gru4rec_fast.training import SessionEpochRunner, UpdateGroups
+from gru4rec_fast.training.memory_callback import TrainingMemory
 
 
 class SessionTrainer(Engine):
@@ -109,3 +114,86 @@ def create_session_evaluator(network: NextItemNetwork, **options: Any) -> Engine
         return report
 
     return Engine(evaluate)
+
+
+class MemoryHandler(TrainingMemory):
+    """Records the memory of an engine's runs by a MemoryProfiler, and watches it with a LeakDetector.
+
+        memory = MemoryHandler(network=network, optimizer=optimizer)
+        memory.attach(trainer, evaluator)
+        trainer.run(loader, max_epochs=2)
+        print(memory.profiler.report().table(), memory.detector.report().describe())
+
+    Phases: "batch" (the data loader), "iteration" (the process function), and "evaluation" (a run of an evaluator by a
+    handler of the trainer). A phase that the process function begins by `gru4rec_fast.profiling.phase` is within
+    "iteration". The trainer of `create_session_trainer` has the phases of `GRU4Rec.fit` instead of the first two, and
+    the fused step still trains. The detector makes a step per iteration. When a run has ended, also by an error or an
+    interrupt, nothing is measured any more; the next run is added to the reports.
+
+    Args:
+        profiler: the profiler; None makes one for the CPU.
+        detector: the detector; None makes one that warns. Its `warm_up` counts iterations.
+        network: the module whose parameters, buffers and gradients are reported; None: those of the trainer of
+            `create_session_trainer`, else none.
+        optimizer: the optimizer whose state is reported, likewise.
+
+    Raises:
+        RuntimeError: in `Engine.run`: another profiler records in this thread.
+    """
+
+    def __init__(
+        self,
+        profiler: MemoryProfiler | None = None,
+        detector: LeakDetector | None = None,
+        *,
+        network: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        super().__init__(profiler, detector)
+        self._network, self._optimizer = network, optimizer
+
+    def attach(self, engine: Engine, *evaluators: Engine) -> None:
+        """Measure the runs of an engine, and the runs of evaluators within them."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        if not isinstance(engine, SessionTrainer):
+            engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin, "batch")
+            engine.add_event_handler(Events.GET_BATCH_COMPLETED | Events.DATALOADER_STOP_ITERATION, self._end)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._begin, "iteration")
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish_iteration)
+        engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.INTERRUPT, self._close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._close_after_error)
+        for evaluator in evaluators:
+            evaluator.add_event_handler(Events.STARTED, self._begin_evaluation)
+            evaluator.add_event_handler(Events.COMPLETED | Events.TERMINATE, self._end)
+
+    def _start(self, engine: Engine) -> None:
+        network, optimizer = self._network, self._optimizer
+        if isinstance(engine, SessionTrainer):
+            network, optimizer = network or engine.network, optimizer or engine.runner.optimizer
+        self.start(network, *([] if optimizer is None else [optimizer]))
+
+    def _begin(self, engine: Engine, name: str) -> None:
+        if active_profiler() is not self.profiler:  # the run continues after an interrupt, or after an ignored error
+            self._start(engine)
+        if not isinstance(engine, SessionTrainer):
+            self.begin_phase(name)
+
+    def _finish_iteration(self, engine: Engine) -> None:
+        self.end_phase()
+        self.detector.step()
+
+    def _begin_evaluation(self, engine: Engine) -> None:
+        self.begin_phase("evaluation")
+
+    def _end(self, engine: Engine) -> None:
+        self.end_phase()
+
+    def _close(self, engine: Engine) -> None:
+        self.close()
+
+    def _close_after_error(self, engine: Engine, error: BaseException) -> None:
+        """Close, and raise the error unless other handlers decide about it: Ignite ignores an error with a handler."""
+        self.close()
+        handlers = [entry[0] for entry in engine._event_handlers[Events.EXCEPTION_RAISED]]
+        if all(isinstance(getattr(handler, "__self__", None), MemoryHandler) for handler in handlers):
+            raise error

@@ -1,4 +1,4 @@
-"""Train in PyTorch Lightning: a LightningModule of GRU4Rec, and a data module of sessions for modules of your own.
+"""Train in PyTorch Lightning: a LightningModule of GRU4Rec, a data module of sessions, and a memory callback.
 
 Works with the packages `lightning` and `pytorch_lightning`.
 """
@@ -19,7 +19,9 @@ from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_session_runner
 from gru4rec_fast.models.builders import build_schedule, build_session_optimizer, open_sessions
 from gru4rec_fast.models.parameters import TRAINING_LOSS
+from gru4rec_fast.profiling import LeakDetector, MemoryProfiler
 from gru4rec_fast.training import UpdateGroups
+from gru4rec_fast.training.memory_callback import TrainingMemory
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -354,3 +356,80 @@ class SessionDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> _Batches | list[Any]:
         """Return a loader whose only batch is the test store."""
         return _one_batch(self.test_store)
+
+
+class MemoryCallback(TrainingMemory, pl.Callback):
+    """Records the memory of `Trainer.fit` by a MemoryProfiler, and watches it with a LeakDetector.
+
+        memory = MemoryCallback()
+        Trainer(max_epochs=1, callbacks=[memory]).fit(module)
+        print(memory.profiler.report().table(), memory.detector.report().describe())
+
+    Phases of a module with automatic optimization: "forward" (`training_step`), "backward", "update" (with gradient
+    clipping), and "evaluation" (each validation, also the sanity check). With manual optimization, "training_step" has
+    "backward" (`manual_backward`) and "update" (the optimizer's `step`) within it. `GRU4RecModule` has the phases of
+    `GRU4Rec.fit` instead, and the fused step still trains. The detector makes a step per training batch.
+    Nothing is logged. When `fit` has ended, also by an error, nothing is measured any more. The next `fit` is added to
+    the reports.
+
+    Args:
+        profiler: the profiler; None makes one for the CPU.
+        detector: the detector; None makes one that warns. Its `warm_up` counts training batches.
+
+    Raises:
+        RuntimeError: in `fit`: another profiler records in this thread.
+    """
+
+    def __init__(self, profiler: MemoryProfiler | None = None, detector: LeakDetector | None = None) -> None:
+        super().__init__(profiler, detector)
+        self._manual_step: Any = None  # the phase "training_step"
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start(pl_module, *trainer.optimizers)
+        if not isinstance(pl_module, GRU4RecModule):
+            for optimizer in trainer.optimizers:  # with manual optimization, no hook of Lightning ends an update
+                handle = optimizer.register_step_post_hook(lambda *_: self.end_phase())
+                self._contexts.callback(handle.remove)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.automatic_optimization:
+            self.begin_phase("forward")
+        elif not isinstance(pl_module, GRU4RecModule):
+            self._manual_step = self.profiler.begin_phase("training_step")
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        self.end_phase()  # the gradients of the last step are not freed by the forward pass
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Any) -> None:
+        self.begin_phase("backward")
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.end_phase()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if not isinstance(pl_module, GRU4RecModule):  # its updates are made before Lightning's step
+            self.begin_phase("update")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.end_phase()
+        self.profiler.end_phase(self._manual_step)
+        self.detector.step()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begin_phase("evaluation")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.end_phase()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.close()

@@ -1,15 +1,62 @@
-"""A callback that measures the memory of a training."""
+"""Measure the memory of a training: a callback, and what the callbacks for foreign trainers share with it."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
+
 from gru4rec_fast.profiling import LeakDetector, MemoryProfiler
 from gru4rec_fast.training.callbacks import Callback, StepRecord
 
 
-class MemoryCallback(Callback):
+class TrainingMemory:
+    """Keeps a MemoryProfiler and a LeakDetector entered during a training, and records one phase after another.
+
+    Args:
+        profiler: the profiler; None makes one for the CPU.
+        detector: the detector; None makes one that warns.
+    """
+
+    def __init__(self, profiler: MemoryProfiler | None = None, detector: LeakDetector | None = None) -> None:
+        self.profiler, self.detector = profiler or MemoryProfiler(), detector or LeakDetector()
+        self._contexts = ExitStack()
+        self._phase: Any = None
+
+    def start(self, network: nn.Module | None = None, *optimizers: Optimizer) -> None:
+        """Track a module with its optimizers, and enter both contexts; leave them first if they are entered.
+
+        Raises:
+            RuntimeError: another profiler records in this thread.
+        """
+        self.close()
+        if network is not None:
+            for optimizer in optimizers or (None,):
+                self.profiler.track(network, optimizer)
+        with ExitStack() as contexts:
+            contexts.enter_context(self.profiler)
+            contexts.enter_context(self.detector)
+            self._contexts = contexts.pop_all()
+
+    def begin_phase(self, name: str) -> None:
+        """End the phase of the last call, and begin another; outside of the contexts, do nothing."""
+        self.end_phase()
+        self._phase = self.profiler.begin_phase(name)
+
+    def end_phase(self) -> None:
+        """End the phase that `begin_phase` began, if there is one."""
+        self.profiler.end_phase(self._phase)
+        self._phase = None
+
+    def close(self) -> None:
+        """Leave both contexts. What was recorded stays in the reports; `start` continues it."""
+        self.end_phase()
+        self._contexts.close()
+
+
+class MemoryCallback(TrainingMemory, Callback):
     """Records the memory of a training by a MemoryProfiler, and watches it with a LeakDetector.
 
         memory = MemoryCallback()
@@ -24,17 +71,11 @@ class MemoryCallback(Callback):
         detector: the detector; None makes one that warns. Its `warm_up` counts mini-batches.
     """
 
-    def __init__(self, profiler: MemoryProfiler | None = None, detector: LeakDetector | None = None) -> None:
-        self.profiler, self.detector = profiler or MemoryProfiler(), detector or LeakDetector()
-        self._contexts = ExitStack()
-
     def on_fit_start(self, trainer: Any) -> None:
-        self.profiler.track(trainer.network, trainer.optimizer)
-        self._contexts.enter_context(self.profiler)
-        self._contexts.enter_context(self.detector)
+        self.start(trainer.network, trainer.optimizer)
 
     def on_step_end(self, trainer: Any, record: StepRecord) -> None:
         self.detector.step(record.mini_batches)
 
     def on_fit_end(self, trainer: Any, error: BaseException | None) -> None:
-        self._contexts.close()
+        self.close()
