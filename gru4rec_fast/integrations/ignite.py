@@ -150,7 +150,7 @@ class MemoryHandler(TrainingMemory):
         optimizer: Optimizer | None = None,
     ) -> None:
         super().__init__(profiler, detector)
-        self._network, self._optimizer = network, optimizer
+        self._given = network, optimizer
 
     def attach(self, engine: Engine, *evaluators: Engine) -> None:
         """Measure the runs of an engine, and the runs of evaluators within them."""
@@ -167,7 +167,7 @@ class MemoryHandler(TrainingMemory):
             evaluator.add_event_handler(Events.COMPLETED | Events.TERMINATE, self._end)
 
     def _start(self, engine: Engine) -> None:
-        network, optimizer = self._network, self._optimizer
+        network, optimizer = self._given
         if isinstance(engine, SessionTrainer):
             network, optimizer = network or engine.network, optimizer or engine.runner.optimizer
         self.start(network, *([] if optimizer is None else [optimizer]))
@@ -180,6 +180,7 @@ class MemoryHandler(TrainingMemory):
 
     def _finish_iteration(self, engine: Engine) -> None:
         self.end_phase()
+        self.note_gradients()
         self.detector.step()
 
     def _begin_evaluation(self, engine: Engine) -> None:

@@ -21,11 +21,13 @@ from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.integrations.huggingface import (
     GRU4RecConfig,
     GRU4RecForNextItem,
+    MemoryCallback,
     SessionCollator,
     SessionDataset,
     SessionTrainer,
     SessionTrainingArguments,
 )
+from gru4rec_fast.profiling import LeakDetector, MemoryProfiler, active_profiler
 
 pytestmark = pytest.mark.usefixtures("native_library")
 STORE, VALIDATION = markov_store(), markov_store(seed=1)
@@ -327,7 +329,7 @@ def test_sessions_are_padded_and_cut() -> None:
         SessionCollator()([{"input_ids": [3]}])
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_page(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[number]
     assert len(code.splitlines()) < 40
@@ -338,3 +340,104 @@ def test_page(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         lines = ["SessionId\tItemId\tTime", *(f"{session}\t{item}\t{time}" for session, item, time in rows)]
         (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     exec(compile(code, str(PAGE), "exec"), {})
+
+
+class PlainModel(torch.nn.Module):
+    """A linear layer; with `fails`, its forward pass raises an error."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.layer, self.fails = torch.nn.Linear(64, 32), fails
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.fails:
+            raise ZeroDivisionError
+        return {"loss": (self.layer(features) - labels).square().mean()}
+
+
+def train_plain(folder: Path, memory: MemoryCallback, model: PlainModel, **changed: Any) -> None:
+    """Train on 24 examples in batches of 4."""
+    quiet = {"disable_tqdm": True, "report_to": "none", "save_strategy": "no", "use_cpu": True}
+    defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 2}
+    data = [{"features": torch.ones(64), "labels": torch.zeros(32)} for _ in range(24)]
+    arguments = TrainingArguments(str(folder), **quiet | defaults | changed)
+    Trainer(model, arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[memory]).train()
+
+
+def calls(memory: MemoryCallback) -> dict[str, int]:
+    """Return the number of calls of each phase but the root."""
+    return {"/".join(phase.path): phase.calls for phase in memory.profiler.report().phases[1:]}
+
+
+def assert_nothing_is_recorded(memory: MemoryCallback) -> None:
+    assert active_profiler() is None
+    with pytest.raises(RuntimeError, match="needs the context"):
+        memory.detector.step()
+
+
+@pytest.mark.parametrize("evaluation,n_evaluations", [
+    ({"eval_strategy": "epoch"}, 2), ({"eval_strategy": "steps", "eval_steps": 2}, 3),
+    ({"eval_strategy": "epoch", "eval_on_start": True}, 3),
+], ids=str)  # fmt: skip
+def test_memory_of_any_module(tmp_path: Path, evaluation: dict[str, Any], n_evaluations: int) -> None:
+    memory, model = MemoryCallback(), PlainModel()
+    train_plain(tmp_path, memory, model, gradient_accumulation_steps=2, **evaluation)
+    # 6 batches in each of 2 epochs, an update every 2 batches
+    assert calls(memory) == {"forward_backward": 12, "update": 6, "evaluation": n_evaluations}
+    report, size = memory.profiler.report(), 4 * (64 * 32 + 32)
+    assert report.tensors["parameters"] == report.tensors["gradients"] == size
+    assert report.tensors["optimizer_state"] == 2 * size + 2 * 4  # two moments and the number of steps
+    # The gradients are freed after each update, in no phase. The first update allocates the moments.
+    assert 6 * size <= report.phase("forward_backward").kept_bytes < 7 * size
+    assert 2 * size <= report.phase("update").kept_bytes < 3 * size
+    assert memory.detector.report().steps == 6
+    assert_nothing_is_recorded(memory)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_memory_of_the_session_trainer(tmp_path: Path, fused: bool) -> None:
+    memory = MemoryCallback()
+    trainer = train(tmp_path, callbacks=[memory], fused=fused, eval_strategy="epoch", num_train_epochs=1)
+    assert_equal_weights(trainer.model.network, train(tmp_path, fused=fused, num_train_epochs=1).model.network)
+    n_steps = trainer.state.global_step
+    if fused:  # the phases of the fused step
+        with MemoryProfiler() as profiler:
+            GRU4Rec(**MODEL, batch_size=8, n_epochs=1).fit(STORE, validation=VALIDATION, progress=False)
+        assert "update" in calls(memory)
+        assert calls(memory).keys() == {"/".join(phase.path) for phase in profiler.report().phases[1:]}
+    else:
+        assert calls(memory) == {"forward_backward": n_steps, "update": n_steps, "evaluation": 1}
+    tensors = memory.profiler.report().tensors
+    assert tensors["parameters"] == sum(4 * parameter.numel() for parameter in trainer.model.parameters())
+    assert tensors["optimizer_state"] == tensors["parameters"]  # the accumulator
+    assert memory.detector.report().steps == n_steps
+
+
+def test_memory_after_an_error_and_in_the_next_training(tmp_path: Path) -> None:
+    memory = MemoryCallback(MemoryProfiler(), LeakDetector(warm_up=3))
+    with pytest.raises(ZeroDivisionError):
+        train_plain(tmp_path, memory, PlainModel(fails=True))
+    assert active_profiler() is memory.profiler  # transformers has no event for an error
+    memory.close()
+    assert_nothing_is_recorded(memory)
+    assert calls(memory) == {"forward_backward": 1}
+    for next_memory, n_calls in ((memory, 1 + 1 + 12), (MemoryCallback(), 12)):
+        with pytest.raises(ZeroDivisionError):
+            train_plain(tmp_path, memory, PlainModel(fails=True))
+        train_plain(tmp_path, next_memory, PlainModel())  # closes what the failed training left open
+        assert_nothing_is_recorded(next_memory)
+        assert calls(next_memory) == {"forward_backward": n_calls, "update": 12}
+
+
+def test_memory_is_recorded_by_one_profiler(tmp_path: Path) -> None:
+    memory = MemoryCallback()
+    with MemoryProfiler(), pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"):
+        train_plain(tmp_path, memory, PlainModel())
+    assert_nothing_is_recorded(memory)
+    arguments = make_arguments(tmp_path)
+    trainer = SessionTrainer(make_model(), arguments, train_dataset=STORE, callbacks=[memory])
+    trainer.add_callback(MemoryCallback())
+    with pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"):
+        trainer.train()
+    memory.close()
+    assert_nothing_is_recorded(memory)

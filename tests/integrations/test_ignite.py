@@ -20,7 +20,8 @@ from test_estimator import as_table
 
 from gru4rec_fast import GRU4Rec
 from gru4rec_fast.evaluation import evaluate_sessions
-from gru4rec_fast.integrations.ignite import create_session_evaluator, create_session_trainer
+from gru4rec_fast.integrations.ignite import MemoryHandler, create_session_evaluator, create_session_trainer
+from gru4rec_fast.profiling import LeakDetector, MemoryProfiler, active_profiler, phase
 
 pytestmark = pytest.mark.usefixtures("native_library")
 STORE, VALIDATION = markov_store(), markov_store(seed=1)
@@ -142,5 +143,136 @@ def test_the_examples_on_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         assert len(code.splitlines()) < 40
         exec(compile(code, "ignite.md", "exec"), namespace)
         epochs.append(namespace["trainer"].state.epoch)
-    assert epochs[0] <= 5 and epochs[1] == 7  # the first training may stop early
+    assert epochs[0] <= 5 and epochs[1:] == [7, 1]  # the first training may stop early
     assert namespace["evaluator"].state.metrics["recall@20"] > 0.9  # a random order has 20/30
+    assert namespace["memory"].profiler.report().phase("iteration", "backward").calls > 0
+
+
+class PlainTraining:
+    """An engine that trains a linear layer by Adam; `fails_at` is an iteration that raises an error."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.layer, self.fails_at = torch.nn.Linear(64, 32), fails_at
+        self.optimizer = torch.optim.Adam(self.layer.parameters())
+        self.engine = Engine(self.update)
+
+    def update(self, engine: Engine, batch: torch.Tensor) -> None:
+        self.optimizer.zero_grad()
+        with phase("forward"):
+            loss = self.layer(batch).square().mean()
+        if engine.state.iteration == self.fails_at:
+            raise ZeroDivisionError
+        loss.backward()
+        self.optimizer.step()
+
+    def attach_memory(self, *evaluators: Engine, **options: Any) -> MemoryHandler:
+        memory = MemoryHandler(network=self.layer, optimizer=self.optimizer, **options)
+        memory.attach(self.engine, *evaluators)
+        return memory
+
+
+BATCHES = [torch.ones(4, 64) for _ in range(6)]
+
+
+def calls(memory: MemoryHandler) -> dict[str, int]:
+    """Return the number of calls of each phase but the root."""
+    return {"/".join(phase.path): phase.calls for phase in memory.profiler.report().phases[1:]}
+
+
+def assert_nothing_is_recorded(memory: MemoryHandler) -> None:
+    assert active_profiler() is None
+    with pytest.raises(RuntimeError, match="needs the context"):
+        memory.detector.step()
+
+
+def test_memory_of_any_module() -> None:
+    training = PlainTraining()
+    evaluator = Engine(lambda engine, batch: training.layer(batch))
+    memory = training.attach_memory(evaluator)
+    training.engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(BATCHES))
+    training.engine.run(BATCHES, max_epochs=2)
+    assert calls(memory) == {"batch": 12, "iteration": 12, "iteration/forward": 12, "evaluation": 2}
+    report, size = memory.profiler.report(), 4 * (64 * 32 + 32)
+    assert report.tensors["parameters"] == report.tensors["gradients"] == size
+    assert report.tensors["optimizer_state"] == 2 * size + 2 * 4  # two moments and the number of steps
+    # The iterations keep the gradients and the moments.
+    assert 3 * size <= report.phase("iteration").kept_bytes < 4 * size
+    assert memory.detector.report().steps == 12
+    assert_nothing_is_recorded(memory)
+    evaluator.run(BATCHES)  # not within a run of the trainer
+    assert calls(memory)["evaluation"] == 2
+
+
+def test_memory_of_a_loader_of_unknown_length() -> None:
+    training = PlainTraining()
+    memory = training.attach_memory()
+    training.engine.run(iter(BATCHES), max_epochs=1)  # its end is found when there is no further batch
+    assert calls(memory) == {"batch": 7, "iteration": 6, "iteration/forward": 6}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_memory_of_gru4rec_has_the_phases_of_fit(fused: bool) -> None:
+    trainer, memory = make_trainer(fused=fused), MemoryHandler()
+    evaluator = create_session_evaluator(trainer.network)
+    memory.attach(trainer, evaluator)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([VALIDATION]))
+    trainer.run(max_epochs=1)
+    model = GRU4Rec(**PARAMETERS, n_epochs=1, fused=fused)
+    with MemoryProfiler() as profiler:
+        model.fit(STORE, validation=VALIDATION, progress=False)
+    assert torch.equal(weights(trainer.network), weights(model.network))
+    phases = profiler.report().phases[1:]
+    assert "update" in calls(memory)
+    if fused:  # the two call the fused step with other numbers of updates
+        assert calls(memory).keys() == {"/".join(phase.path) for phase in phases}
+    else:
+        assert calls(memory) == {"/".join(phase.path): phase.calls for phase in phases}
+    tensors = memory.profiler.report().tensors
+    assert tensors["parameters"] == sum(4 * parameter.numel() for parameter in trainer.network.parameters())
+    assert tensors["optimizer_state"] == 2 * tensors["parameters"]  # accumulator and momentum
+    assert memory.detector.report().steps == 13
+
+
+def test_memory_after_an_error_and_in_the_next_run() -> None:
+    training = PlainTraining(fails_at=3)
+    memory = training.attach_memory(detector=LeakDetector(warm_up=3))
+    with pytest.raises(ZeroDivisionError):
+        training.engine.run(BATCHES, max_epochs=1)
+    assert_nothing_is_recorded(memory)
+    assert calls(memory) == {"batch": 3, "iteration": 3, "iteration/forward": 3}
+    training.fails_at = None
+    training.engine.state.max_epochs = None  # a new run
+    training.engine.run(BATCHES, max_epochs=1)
+    assert calls(memory) == {"batch": 9, "iteration": 9, "iteration/forward": 9}
+    with MemoryProfiler(), pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"):
+        training.engine.run(BATCHES, max_epochs=1)
+    assert_nothing_is_recorded(memory)
+
+
+@pytest.mark.parametrize("is_attached_first", [True, False])
+def test_other_handlers_of_errors_are_called(is_attached_first: bool) -> None:
+    training, errors = PlainTraining(fails_at=3), []
+    if not is_attached_first:
+        training.engine.add_event_handler(Events.EXCEPTION_RAISED, errors.append)
+    memory = training.attach_memory()
+    if is_attached_first:
+        training.engine.add_event_handler(Events.EXCEPTION_RAISED, errors.append)
+    training.engine.run(BATCHES, max_epochs=2)  # Ignite ignores the error, and begins the next epoch
+    assert [type(error) for error in errors] == [ZeroDivisionError]
+    assert calls(memory)["iteration"] == 3 + 6
+    assert_nothing_is_recorded(memory)
+
+
+def test_memory_of_a_run_that_is_interrupted_or_terminated() -> None:
+    training = PlainTraining()
+    memory, engine = training.attach_memory(), training.engine
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.interrupt)
+    engine.run(BATCHES, max_epochs=1)
+    assert_nothing_is_recorded(memory)
+    assert calls(memory)["iteration"] == 2
+    engine.run(BATCHES, max_epochs=1)
+    assert calls(memory)["iteration"] == 6
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: engine.terminate(skip_completed=True))
+    engine.run(BATCHES, max_epochs=1)
+    assert calls(memory)["iteration"] == 7
+    assert_nothing_is_recorded(memory)

@@ -22,8 +22,9 @@ from markov import markov_store
 from test_estimator import as_table
 
 from gru4rec_fast import GRU4Rec
-from gru4rec_fast.integrations.lightning import GRU4RecModule, SessionDataModule
+from gru4rec_fast.integrations.lightning import GRU4RecModule, MemoryCallback, SessionDataModule
 from gru4rec_fast.models import GRU4RecParameters
+from gru4rec_fast.profiling import LeakDetector, MemoryProfiler, active_profiler
 
 pytestmark = [
     pytest.mark.usefixtures("native_library"),
@@ -276,6 +277,11 @@ def test_the_examples_on_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert metrics["recall@20"] > 0.9  # a random order has 20/30
 
 
+def test_the_example_of_memory_on_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = run_page(tmp_path, monkeypatch, 2)["memory"]
+    assert memory.profiler.report().phase("update").calls > 0
+
+
 @pytest.fixture(scope="module")
 def own_module(tmp_path_factory: pytest.TempPathFactory) -> type[LightningModule]:
     with pytest.MonkeyPatch.context() as patch:
@@ -315,3 +321,121 @@ def test_the_length_of_the_data_modules_loader() -> None:
 def test_gru4rec_parameters_are_accepted() -> None:
     p = GRU4RecParameters.create(PARAMETERS)
     assert GRU4RecModule(STORE, p).hyper_parameters.to_dict() == p.to_dict()
+
+
+class PlainModule(LightningModule):
+    """A linear layer on 6 batches, trained by Adam; `fails_at` is a batch whose training step raises an error."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        super().__init__()
+        self.layer, self.fails_at = torch.nn.Linear(64, 32), fails_at
+        self.register_buffer("scale", torch.ones(7))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if batch_idx == self.fails_at:
+            raise ZeroDivisionError
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.layer(batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters())
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(torch.ones(24, 64), batch_size=4)
+
+    val_dataloader = train_dataloader
+
+
+class ManualModule(PlainModule):
+    """Makes two updates in each training step, by two optimizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.layer(batch).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(self.parameters()), torch.optim.Adam(self.parameters())]
+
+
+def calls(memory: MemoryCallback) -> dict[str, int]:
+    """Return the number of calls of each phase but the root."""
+    return {"/".join(phase.path): phase.calls for phase in memory.profiler.report().phases[1:]}
+
+
+def assert_nothing_is_recorded(memory: MemoryCallback) -> None:
+    assert active_profiler() is None
+    with pytest.raises(RuntimeError, match="needs the context"):
+        memory.detector.step()
+
+
+def test_memory_of_a_module_with_automatic_optimization() -> None:
+    memory, module = MemoryCallback(), PlainModule()
+    trainer = make_trainer(max_epochs=2, accumulate_grad_batches=2, callbacks=[memory], num_sanity_val_steps=1)
+    trainer.fit(module)
+    # 6 batches in each of 2 epochs, an update every 2 batches; a validation per epoch and the sanity check
+    assert calls(memory) == {"forward": 12, "backward": 12, "update": 6, "evaluation": 3}
+    report, size = memory.profiler.report(), 4 * (64 * 32 + 32)
+    assert report.tensors["parameters"] == size and report.tensors["buffers"] == 4 * 7
+    assert report.tensors["gradients"] == size
+    assert report.tensors["optimizer_state"] == 2 * size + 2 * 4  # two moments and the number of steps
+    # The activations of a forward pass are freed by its backward pass, which allocates the gradients. zero_grad frees
+    # them before every second batch, and is in no phase.
+    assert 6 * size <= report.phase("forward").kept_bytes + report.phase("backward").kept_bytes < 7 * size
+    assert 2 * size <= report.phase("update").kept_bytes < 3 * size
+    assert memory.detector.report().steps == 12
+    assert_nothing_is_recorded(memory)
+    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+    trainer.validate(module, verbose=False)  # is not a training
+    assert calls(memory)["evaluation"] == 3
+
+
+def test_memory_of_a_module_with_manual_optimization() -> None:
+    memory = MemoryCallback()
+    make_trainer(max_epochs=1, callbacks=[memory], limit_val_batches=0).fit(ManualModule())
+    assert calls(memory) == {"training_step": 6, "training_step/backward": 12, "training_step/update": 12}
+    # Each optimizer allocates its moments in its first step. What follows an update is not part of it.
+    size = 4 * (64 * 32 + 32)
+    assert 4 * size <= memory.profiler.report().phase("training_step", "update").kept_bytes < 5 * size
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_memory_of_gru4rec_has_the_phases_of_fit(fused: bool) -> None:
+    memory, module = MemoryCallback(), make_module(VALIDATION, fused=fused)
+    make_trainer(max_epochs=1, callbacks=[memory], num_sanity_val_steps=0).fit(module)
+    assert (module.runner.why_not_fused is None) == fused
+    with MemoryProfiler() as profiler:
+        expected = fitted(validation=VALIDATION, fused=fused, n_epochs=1)
+    assert torch.equal(weights(module.network), weights(expected.network))
+    phases = profiler.report().phases[1:]
+    assert "update" in calls(memory)
+    if fused:  # the two call the fused step with other numbers of updates
+        assert calls(memory).keys() == {"/".join(phase.path) for phase in phases}
+    else:
+        assert calls(memory) == {"/".join(phase.path): phase.calls for phase in phases}
+    tensors = memory.profiler.report().tensors
+    assert tensors["parameters"] == sum(4 * parameter.numel() for parameter in module.parameters())
+    assert tensors["optimizer_state"] == 2 * tensors["parameters"]  # accumulator and momentum
+    assert memory.detector.report().steps == 13
+
+
+def test_memory_after_an_error_and_in_the_next_training() -> None:
+    memory, module = MemoryCallback(MemoryProfiler(), LeakDetector(warm_up=3)), PlainModule(fails_at=3)
+    trainer = make_trainer(max_epochs=1, callbacks=[memory], limit_val_batches=0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(module)
+    assert_nothing_is_recorded(memory)
+    assert calls(memory) == {"forward": 4, "backward": 3, "update": 3}
+    assert not trainer.optimizers[0]._optimizer_step_post_hooks
+    make_trainer(max_epochs=1, callbacks=[memory], limit_val_batches=0).fit(PlainModule())
+    assert calls(memory) == {"forward": 10, "backward": 9, "update": 9}
+    with MemoryProfiler(), pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"):
+        make_trainer(max_epochs=1, callbacks=[memory]).fit(PlainModule())
+    assert_nothing_is_recorded(memory)
