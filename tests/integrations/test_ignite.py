@@ -206,8 +206,14 @@ def test_memory_of_any_module() -> None:
 def test_memory_of_a_loader_of_unknown_length() -> None:
     training = PlainTraining()
     memory = training.attach_memory()
+
+    @training.engine.on(Events.EPOCH_COMPLETED)
+    def have_a_phase() -> None:
+        with phase("own"):
+            pass
+
     training.engine.run(iter(BATCHES), max_epochs=1)  # its end is found when there is no further batch
-    assert calls(memory) == {"batch": 7, "iteration": 6, "iteration/forward": 6}
+    assert calls(memory) == {"batch": 7, "iteration": 6, "iteration/forward": 6, "own": 1}
 
 
 @pytest.mark.parametrize("fused", [True, False])
