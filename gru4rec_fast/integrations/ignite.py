@@ -157,7 +157,8 @@ class MemoryHandler(TrainingMemory):
         engine.add_event_handler(Events.STARTED, self._start)
         if not isinstance(engine, SessionTrainer):
             engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin, "batch")
-            engine.add_event_handler(Events.GET_BATCH_COMPLETED | Events.DATALOADER_STOP_ITERATION, self._end)
+            # An epoch of unknown length ends when there is no batch; then GET_BATCH_COMPLETED does not happen.
+            engine.add_event_handler(Events.GET_BATCH_COMPLETED | Events.EPOCH_COMPLETED, self._end)
         engine.add_event_handler(Events.ITERATION_STARTED, self._begin, "iteration")
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._finish_iteration)
         engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.INTERRUPT, self._close)
