@@ -92,7 +92,10 @@ class BuildKernels(build_ext):
     def run(self) -> None:
         in_place = self.inplace or self.editable_mode
         target = ROOT / "gru4rec_fast" if in_place else Path(self.build_lib) / "gru4rec_fast"
-        work = Path(self.build_temp).resolve() / "kernels"
+        # setuptools gives an editable install a temporary build_temp. In a folder that stays, ninja compiles only what
+        # has changed since the last install.
+        temporary = ROOT / "build" / "editable" if in_place else Path(self.build_temp)
+        work = temporary.resolve() / "kernels"
         mode = self.distribution.mode
         try:
             record = compiling.build(CSRC, work, mode, environment=self.distribution.environment)

@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "common/simd.h"
-#include "memory/bindings.h"
+#include "memory_profiler/bindings.h"
 #include "training_step/bindings.h"
 
 namespace {

@@ -1,5 +1,6 @@
 """MemoryProfiler: byte-exact phases, modules, the fused step, reports; PeakMemory."""
 
+import contextlib
 import csv
 import io
 import json
@@ -271,7 +272,8 @@ def test_the_fused_step_reports_its_phases_and_stays_on(arguments: dict) -> None
     assert {phase.path for phase in report.phases[1:]} == {(name,) for name in names}
     blocks = -(-record["mini_batches"] // arguments.get("bptt", 1))
     assert report.phase("forward").calls == report.phase("loss").calls == blocks
-    assert all(report.phase(name).allocated_bytes > 0 for name in names)
+    # The scratch memory of backward and update belongs to the thread, and earlier trainings may have allocated it.
+    assert all(report.phase(name).allocated_bytes > 0 for name in names[:3])
     assert report.tensors["parameters"] == sum(4 * p.numel() for p in trainer.network.parameters())
     assert report.tensors["optimizer_state"] == report.tensors["parameters"]
     # An epoch creates a step anew; its workspace is freed with it.
@@ -290,8 +292,10 @@ def test_a_fused_step_equals_its_allocations() -> None:
             pass
         recorder.__exit__(None, None, None)
 
+    recorder: object = contextlib.nullcontext()
+    train()  # allocates the scratch memory of this thread
     profiler = MemoryProfiler()
-    recorder: object = profiler
+    recorder = profiler
     train()
     phases = [p for p in profiler.report().phases if len(p.path) == 1]
     recorder = profile(activities=[ProfilerActivity.CPU], profile_memory=True)

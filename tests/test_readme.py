@@ -92,7 +92,7 @@ def test_the_graph_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pyt
     Path("interactions.csv").write_text("\n".join(["user,item", *interactions]))
     Path("users.txt").write_text("3\n17\n")
     commands = shown_commands((CHECKOUT / "docs/cli.md").read_text().partition("## Graph models")[2])
-    assert [command[0] for command in commands] == ["prepare", "train", "evaluate", "recommend"]
+    assert [command[0] for command in commands] == ["prepare", "train", "evaluate", "recommend", "info", "info"]
     for command in commands:
         ran = cli(*command, *(["--threads", "1"] if command[0] == "train" else []))
         assert ran.exit_code == 0, ran.stderr

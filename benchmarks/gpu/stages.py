@@ -29,7 +29,7 @@ LONG_TESTS = (
     "test_ngcf_layers_are_as_close_as_the_reference",
     "test_gru_is_as_close_as_the_reference",
 )
-OTHER_GPU_TESTS = ("tests/test_loader.py", "tests/test_memory_record.py")
+OTHER_GPU_TESTS = ("tests/test_loader.py", "tests/test_memory_profiler.py")
 
 
 @dataclass(frozen=True)

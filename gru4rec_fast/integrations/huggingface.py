@@ -482,7 +482,7 @@ class MemoryCallback(TrainingMemory, TrainerCallback):
             self.begin_phase("forward_backward")  # of the next batch whose gradients are accumulated
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.note_gradients()
+        self.profiler.note_gradients()
         if not _is_fused(args):
             self.begin_phase("update")
 

@@ -181,7 +181,7 @@ class MemoryHandler(TrainingMemory):
 
     def _finish_iteration(self, engine: Engine) -> None:
         self.end_phase()
-        self.note_gradients()
+        self.profiler.note_gradients()
         self.detector.step()
 
     def _begin_evaluation(self, engine: Engine) -> None:

@@ -411,7 +411,7 @@ class MemoryCallback(TrainingMemory, pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        self.note_gradients()
+        self.profiler.note_gradients()
         if not isinstance(pl_module, GRU4RecModule):  # its updates are made before Lightning's step
             self.begin_phase("update")
 

@@ -157,6 +157,10 @@ class MemoryProfiler:
         """
         self._tensors.track(module, optimizer)
 
+    def note_gradients(self) -> None:
+        """Take into account the current gradients of the modules of `track`, for a loop that frees them later."""
+        self._tensors.note_gradients()
+
     def attach(
         self,
         module: nn.Module,

@@ -30,6 +30,12 @@ class TensorBytes:
         if parameter.grad is not None:
             self._gradients[parameter] = max(self._gradients.get(parameter, 0), storage_bytes([parameter.grad]))
 
+    def note_gradients(self) -> None:
+        """Take into account the current gradients of all parameters."""
+        for module in self._modules:
+            for parameter in module.parameters():
+                self.note_gradient(parameter)
+
     def parameter_storages(self) -> set[int]:
         """Return the addresses of the storages of all parameters and buffers."""
         tensors = [t for module in self._modules for t in (*module.parameters(), *module.buffers())]
@@ -37,11 +43,9 @@ class TensorBytes:
 
     def summary(self) -> dict[str, int]:
         """Return bytes by kind: parameters, buffers, gradients, optimizer_state, activations."""
-        parameters = [p for module in self._modules for p in module.parameters()]
-        for parameter in parameters:
-            self.note_gradient(parameter)
+        self.note_gradients()
         return {
-            "parameters": storage_bytes(parameters),
+            "parameters": storage_bytes(p for module in self._modules for p in module.parameters()),
             "buffers": storage_bytes(b for module in self._modules for b in module.buffers()),
             "gradients": sum(self._gradients.values()),
             "optimizer_state": storage_bytes(

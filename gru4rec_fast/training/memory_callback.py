@@ -24,7 +24,6 @@ class TrainingMemory:
         self.profiler, self.detector = profiler or MemoryProfiler(), detector or LeakDetector()
         self._contexts = ExitStack()
         self._phase: Any = None
-        self._network: nn.Module | None = None
 
     def start(self, network: nn.Module | None = None, *optimizers: Optimizer) -> None:
         """Track a module with its optimizers, and enter both contexts; leave them first if they are entered.
@@ -33,7 +32,6 @@ class TrainingMemory:
             RuntimeError: another profiler records in this thread.
         """
         self.close()
-        self._network = network
         if network is not None:
             for optimizer in optimizers or (None,):
                 self.profiler.track(network, optimizer)
@@ -51,11 +49,6 @@ class TrainingMemory:
         """End the phase that `begin_phase` began, if there is one."""
         self.profiler.end_phase(self._phase)
         self._phase = None
-
-    def note_gradients(self) -> None:
-        """Report the largest gradients so far; to be called while there are gradients, because trainers free them."""
-        for parameter in () if self._network is None else self._network.parameters():
-            self.profiler._tensors.note_gradient(parameter)
 
     def close(self) -> None:
         """Leave both contexts. What was recorded stays in the reports; `start` continues it."""

@@ -1,5 +1,5 @@
-// The implementation of AllocationCounter (memory/allocation_counter.h).
-#include "memory/allocation_counter.h"
+// The implementation of AllocationCounter (memory_profiler/allocation_counter.h).
+#include "memory_profiler/allocation_counter.h"
 
 #include <c10/util/Exception.h>
 #include <torch/csrc/profiler/orchestration/observer.h>

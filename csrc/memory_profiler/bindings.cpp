@@ -1,7 +1,7 @@
 // Binds AllocationCounter to Python, for gru4rec_fast/profiling/allocation_counters.py.
-#include "memory/bindings.h"
+#include "memory_profiler/bindings.h"
 
-#include "memory/allocation_counter.h"
+#include "memory_profiler/allocation_counter.h"
 
 namespace grf {
 
