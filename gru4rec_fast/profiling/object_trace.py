@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import linecache
+import os
 import sys
 import tracemalloc
 from collections import Counter
@@ -17,9 +18,9 @@ _N_FRAMES = 3
 _TOP = 5  # how many types, shapes and sites are named
 # The steps of the three looks, counted from the start. Objects that existed before the start are not traced, so those
 # that the first steps replace would look like growth.
-_LOOKS = (16, 64, 112)
-# A growth that falls from the first half to the second is that of a cache or of replaced objects.
-_LASTING = 0.8
+_LOOKS = (32, 80, 128)
+# A site that grows less from the second look to the third than before is that of a cache or of replaced objects.
+_LASTING = 0.9
 
 _Sites = dict[tuple[str, int], tuple[int, int]]  # (bytes, objects) by (file, line)
 
@@ -29,9 +30,9 @@ class ObjectTrace:
 
     Attributes:
         is_complete: whether the three looks were taken; only then are there the other attributes.
-        bytes_per_step: growth of the memory of Python objects in the second half of the steps, without the elements of
-            tensors; 0.0 if it is less than 80 % of the growth of the first half.
-        objects_per_step: growth of the number of blocks in the interpreter's memory in the second half of the steps.
+        bytes_per_step: growth of the memory of the Python objects of all lasting sites, without the elements of
+            tensors. A site is lasting if its objects become more by a constant number per step.
+        objects_per_step: growth of the number of blocks in the interpreter's memory from the second look on.
         types, tensors, sites: see `LeakReport`.
     """
 
@@ -44,8 +45,7 @@ class ObjectTrace:
     def __init__(self, step: int) -> None:
         self.is_complete = False
         self._start = step
-        self._steps, self._bytes, self._blocks = list[int](), list[int](), list[int]()  # of each look
-        self._sites: _Sites = {}
+        self._steps, self._blocks, self._sites = list[int](), list[int](), list[_Sites]()  # of each look
         self._types, self._tensors = Counter[str](), Counter[str]()
         self._started_tracemalloc = not tracemalloc.is_tracing()
         if self._started_tracemalloc:
@@ -60,26 +60,35 @@ class ObjectTrace:
         is_first, is_last = not self._steps, len(self._steps) == len(_LOOKS) - 1
         # The objects of an earlier look must not count as growth: they exist before types are counted.
         types, tensors = _count_objects() if is_last else (Counter[str](), Counter[str]())
-        sites = _traced_sites()
+        self._sites.append(_traced_sites())
         self._steps.append(step)
-        self._bytes.append(sum(size for size, _ in sites.values()))
         if is_first:
-            self._sites = sites
             self._types, self._tensors = _count_objects()
         if is_last:
             self.stop()
             n_steps = step - self._steps[0]
-            first, second = self._growth(self._bytes)
-            self.bytes_per_step = second if second > _LASTING * first else 0.0
             self.objects_per_step = self._growth(self._blocks)[1]
             self.types, self.tensors = _grown(types, self._types, n_steps), _grown(tensors, self._tensors, n_steps)
-            self.sites = _grown_sites(sites, self._sites, n_steps)
+            sites = self._lasting_sites()
+            self.bytes_per_step = sum(size for _, _, size, _ in sites)
+            self.sites = sites[:_TOP]
             self.is_complete = True
         return is_last
 
     def _growth(self, values: list[int]) -> list[float]:
         """Return the growth per step between the looks."""
         return [(values[i + 1] - values[i]) / (self._steps[i + 1] - self._steps[i]) for i in range(len(values) - 1)]
+
+    def _lasting_sites(self) -> list[tuple[str, str, float, float]]:
+        """Return the lasting sites in the form of `LeakReport.sites`, those with most objects per step first."""
+        sites = []
+        for file, line in self._sites[-1]:
+            looks = [sites_of_look.get((file, line), (0, 0)) for sites_of_look in self._sites]
+            first, second = self._growth([count for _, count in looks])
+            if second >= GROWING and second >= _LASTING * first:
+                size = self._growth([size for size, _ in looks])[1]
+                sites.append((f"{file}:{line}", linecache.getline(file, line).strip(), size, second))
+        return sorted(sites, key=lambda site: (-site[3], -site[2]))
 
     def stop(self) -> None:
         """Stop tracemalloc, if this object started it."""
@@ -100,28 +109,23 @@ def _count_objects() -> tuple[Counter[str], Counter[str]]:
 
 
 def _traced_sites() -> _Sites:
-    """Return the traced memory by the line that allocated it, without that of this folder."""
-    snapshot = tracemalloc.take_snapshot()
-    snapshot = snapshot.filter_traces([tracemalloc.Filter(False, f"{Path(__file__).parent}/*", all_frames=True)])
-    sites = {}
-    for statistic in snapshot.statistics("lineno"):
-        frame = statistic.traceback[-1]
-        sites[frame.filename, frame.lineno] = statistic.size, statistic.count
+    """Return the traced memory by the line that allocated it, without that of the detector itself.
+
+    What another file of this folder allocates is that of the line that called it: without native kernels, the counter
+    of allocations runs within every operator.
+    """
+    folder = f"{Path(__file__).parent}{os.sep}"
+    detector = {f"{folder}{name}.py" for name in ("leak_detector", "object_trace", "growth")}
+    sites: _Sites = {}
+    for trace in tracemalloc.take_snapshot().traces:
+        frames = [frame for frame in reversed(trace.traceback) if not frame.filename.startswith(folder)]
+        if frames and not any(frame.filename in detector for frame in trace.traceback):
+            key = frames[0].filename, frames[0].lineno
+            size, count = sites.get(key, (0, 0))
+            sites[key] = size + trace.size, count + 1
     return sites
 
 
 def _grown(now: Counter[str], then: Counter[str], n_steps: int) -> list[tuple[str, float]]:
     growth = [(name, (count - then[name]) / n_steps) for name, count in now.items()]
     return sorted((x for x in growth if x[1] >= GROWING), key=lambda x: -x[1])[:_TOP]
-
-
-def _grown_sites(now: _Sites, then: _Sites, n_steps: int) -> list[tuple[str, str, float, float]]:
-    sites = []
-    for (file, line), (size, count) in now.items():
-        earlier_size, earlier_count = then.get((file, line), (0, 0))
-        per_step = (count - earlier_count) / n_steps
-        if per_step >= GROWING:
-            sites.append(
-                (f"{file}:{line}", linecache.getline(file, line).strip(), (size - earlier_size) / n_steps, per_step)
-            )
-    return sorted(sites, key=lambda site: (-site[3], -site[2]))[:_TOP]
