@@ -1,6 +1,7 @@
 """LeakDetector: planted leaks are found and named, clean loops are not accused; GrowthEstimator."""
 
 import io
+import tracemalloc
 import warnings
 from collections.abc import Callable
 
@@ -103,6 +104,23 @@ def test_the_allocations_of_an_active_profiler_are_used() -> None:
         report = watch(leak_a_tensor, 450)
     assert report.allocator is not None and report.allocator.per_step == pytest.approx(1024, rel=0.05)
     assert profiler.report().phase("loop").peak_bytes >= 450 * 1024
+
+
+def test_the_context_may_be_left_and_entered_again() -> None:
+    kept.clear()
+    detector = LeakDetector()
+    with pytest.warns(MemoryLeakWarning):
+        for _ in range(30):
+            with detector:
+                for _ in range(20):
+                    leak_a_tensor()
+                    detector.step()
+            if not tracemalloc.is_tracing() and detector.report().is_leaking:
+                break
+        with detector:  # in one piece, so that a trace can end
+            for _ in range(600):
+                leak_a_tensor()
+                detector.step()
 
 
 def test_live_line() -> None:

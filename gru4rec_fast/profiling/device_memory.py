@@ -11,6 +11,7 @@ Importing this module measures nothing, and CUDA is not initialized unless a CUD
 
 from __future__ import annotations
 
+import mmap
 import sys
 import weakref
 
@@ -39,6 +40,15 @@ def _host_read() -> tuple[int, int]:
         unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return peak, peak
+
+
+def resident_bytes() -> int:
+    """Return the resident bytes of this process."""
+    try:
+        with open("/proc/self/statm", "rb") as sizes:  # a fifth of the time of reading `status`, which has the peak
+            return int(sizes.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return _host_read()[0]
 
 
 def _host_reset() -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from gru4rec_fast import _backend
 from gru4rec_fast.profiling.allocation_counters import AllocationCounter, allocation_counter
-from gru4rec_fast.profiling.device_memory import memory_meter
+from gru4rec_fast.profiling.device_memory import memory_meter, resident_bytes
 from gru4rec_fast.profiling.growth import Growth, GrowthEstimator
 from gru4rec_fast.profiling.memory_profiler import active_profiler
 from gru4rec_fast.profiling.memory_report import format_bytes
@@ -141,6 +141,7 @@ class LeakDetector:
         self._device = memory_meter(device).device
         self._warm_up, self._on_leak, self._live = warm_up, on_leak, live
         self._counter: AllocationCounter | None = None  # None while a MemoryProfiler counts
+        self._earlier_bytes = 0  # live bytes when the context was last left
         self._judges_objects = self._device.type != "cpu" or _backend.load()  # otherwise the counter is a TensorCounter
         self._steps = 0
         self._min_growth = min_growth
@@ -159,10 +160,12 @@ class LeakDetector:
 
     def __exit__(self, *error: object) -> None:
         if self._counter is not None:
+            self._earlier_bytes = self._live_bytes()
             self._counter.stop()
             self._counter = None
-        if self._trace is not None:
+        if self._trace is not None and not self._trace.is_complete:
             self._trace.stop()
+            self._trace = None
         if self._live is not None and self._live.isatty():
             self._live.write("\n")
 
@@ -173,7 +176,7 @@ class LeakDetector:
             RuntimeError: the context is not entered. MemoryLeakError: see `on_leak`.
         """
         self._steps += n
-        allocated, resident = self._live_bytes(), memory_meter().read()[0]
+        allocated, resident = self._live_bytes(), resident_bytes()
         if self._live is not None:
             self._write_line(self._live, allocated, resident)
         if self._steps <= self._warm_up:
@@ -223,7 +226,7 @@ class LeakDetector:
                 raise RuntimeError("LeakDetector.step needs the context: with LeakDetector() as detector: ...")
             return profiler.live_bytes()
         allocated, freed, _, _ = self._counter.read()
-        return allocated - freed
+        return self._earlier_bytes + allocated - freed
 
     def _judge(self) -> None:
         """Warn or raise if there is a leak, after a trace; else plan another trace."""
