@@ -234,7 +234,8 @@ def test_a_memory_profiler_has_the_phases_of_the_training():
 
 
 def test_an_epoch_may_have_thousands_of_short_updates():
-    # The number of updates per call doubled after each call, also where autograd makes one: it overflowed after 1024.
+    # The number of updates per call was doubled after each call, although autograd makes only one per call. It
+    # overflowed after 1,024 calls.
     store = SessionStore.from_arrays(np.arange(2600) % 4, np.arange(0, 2601, 2))
     (record,) = make_trainer(store=store, n_epochs=1, lanes=1, fused=False).run()
     assert record["mini_batches"] == 1300

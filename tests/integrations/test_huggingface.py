@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorded_memory import assert_nothing_is_recorded, calls
 
 pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers accelerate")
 pytest.importorskip("accelerate", reason="accelerate is not installed: pip install transformers accelerate")
@@ -362,17 +363,6 @@ def train_plain(folder: Path, memory: MemoryCallback, model: PlainModel, **chang
     data = [{"features": torch.ones(64), "labels": torch.zeros(32)} for _ in range(24)]
     arguments = TrainingArguments(str(folder), **quiet | defaults | changed)
     Trainer(model, arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[memory]).train()
-
-
-def calls(memory: MemoryCallback) -> dict[str, int]:
-    """Return the number of calls of each phase but the root."""
-    return {"/".join(phase.path): phase.calls for phase in memory.profiler.report().phases[1:]}
-
-
-def assert_nothing_is_recorded(memory: MemoryCallback) -> None:
-    assert active_profiler() is None
-    with pytest.raises(RuntimeError, match="needs the context"):
-        memory.detector.step()
 
 
 @pytest.mark.parametrize("evaluation,n_evaluations", [

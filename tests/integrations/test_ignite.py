@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded_memory import assert_nothing_is_recorded, calls
 
 pytest.importorskip("ignite", reason="PyTorch-Ignite is not installed: pip install pytorch-ignite")
 
@@ -21,7 +22,7 @@ from test_estimator import as_table
 from gru4rec_fast import GRU4Rec
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.integrations.ignite import MemoryHandler, create_session_evaluator, create_session_trainer
-from gru4rec_fast.profiling import LeakDetector, MemoryProfiler, active_profiler, phase
+from gru4rec_fast.profiling import LeakDetector, MemoryProfiler, phase
 
 pytestmark = pytest.mark.usefixtures("native_library")
 STORE, VALIDATION = markov_store(), markov_store(seed=1)
@@ -172,17 +173,6 @@ class PlainTraining:
 
 
 BATCHES = [torch.ones(4, 64) for _ in range(6)]
-
-
-def calls(memory: MemoryHandler) -> dict[str, int]:
-    """Return the number of calls of each phase but the root."""
-    return {"/".join(phase.path): phase.calls for phase in memory.profiler.report().phases[1:]}
-
-
-def assert_nothing_is_recorded(memory: MemoryHandler) -> None:
-    assert active_profiler() is None
-    with pytest.raises(RuntimeError, match="needs the context"):
-        memory.detector.step()
 
 
 def test_memory_of_any_module() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded_memory import assert_nothing_is_recorded, calls
 
 pytest.importorskip("lightning", reason="PyTorch Lightning is not installed: pip install lightning")
 
@@ -24,7 +25,7 @@ from test_estimator import as_table
 from gru4rec_fast import GRU4Rec
 from gru4rec_fast.integrations.lightning import GRU4RecModule, MemoryCallback, SessionDataModule
 from gru4rec_fast.models import GRU4RecParameters
-from gru4rec_fast.profiling import LeakDetector, MemoryProfiler, active_profiler
+from gru4rec_fast.profiling import LeakDetector, MemoryProfiler
 
 pytestmark = [
     pytest.mark.usefixtures("native_library"),
@@ -363,17 +364,6 @@ class ManualModule(PlainModule):
 
     def configure_optimizers(self) -> Any:
         return [torch.optim.Adam(self.parameters()), torch.optim.Adam(self.parameters())]
-
-
-def calls(memory: MemoryCallback) -> dict[str, int]:
-    """Return the number of calls of each phase but the root."""
-    return {"/".join(phase.path): phase.calls for phase in memory.profiler.report().phases[1:]}
-
-
-def assert_nothing_is_recorded(memory: MemoryCallback) -> None:
-    assert active_profiler() is None
-    with pytest.raises(RuntimeError, match="needs the context"):
-        memory.detector.step()
 
 
 def test_memory_of_a_module_with_automatic_optimization() -> None:
