@@ -99,12 +99,20 @@ class ObjectTrace:
 
 def _count_objects() -> tuple[Counter[str], Counter[str]]:
     """Return the number of objects of each type, and of tensors of each shape, among those that gc tracks."""
+
+    def describe(tensor: Tensor) -> str:
+        # torch.compile leaves tensors with symbolic sizes. Printing these would fill caches, which then grow.
+        sizes = ", ".join(str(n) if isinstance(n, int) else "?" for n in tensor.shape)
+        return f"{type(tensor).__name__} [{sizes}] {tensor.dtype} on {tensor.device}"
+
     objects = gc.get_objects()
-    types = Counter(f"{type(x).__module__}.{type(x).__qualname__}" for x in objects)
-    # isinstance would call the property __class__ of proxy objects.
-    tensors = Counter(
-        f"{type(x).__name__} {[*x.shape]} {x.dtype} on {x.device}" for x in objects if issubclass(type(x), Tensor)
-    )
+    # type and not isinstance, which would call the property __class__ of proxy objects.
+    by_type = Counter(map(type, objects))
+    tensor_types = {kind for kind in by_type if issubclass(kind, Tensor)}
+    tensors = Counter(describe(x) for x in objects if type(x) in tensor_types)
+    types = Counter[str]()
+    for kind, count in by_type.items():
+        types[f"{kind.__module__}.{kind.__qualname__}"] += count
     return types, tensors
 
 
