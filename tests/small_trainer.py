@@ -109,9 +109,9 @@ def call_at_block(trainer: Trainer, block_number: int, act: Any) -> None:
         if n_blocks - new_blocks < block_number <= n_blocks:
             act()
 
-    def count_and_backpropagate(*arguments: Any) -> None:
+    def count_and_backpropagate(*arguments: Any) -> Any:
         count(1)
-        backpropagate(*arguments)
+        return backpropagate(*arguments)
 
     def start_counting_epoch() -> Any:
         epoch = start_fused_epoch()

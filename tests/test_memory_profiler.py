@@ -283,7 +283,8 @@ def test_the_fused_step_reports_its_phases_and_stays_on(arguments: dict) -> None
     assert report.tensors["optimizer_state"] == report.tensors["parameters"]
     # An epoch creates a step anew; its workspace is freed with it. That of the loss depends on the sampled items.
     (forward, first), (forward_of_both, both) = (
-        (run.phase("forward").allocated_bytes, sum(run.phase(name).allocated_bytes for name in names)) for run, _ in runs
+        (run.phase("forward").allocated_bytes, sum(run.phase(name).allocated_bytes for name in names))
+        for run, _ in runs
     )
     assert forward_of_both == 2 * forward and first < both < 2.2 * first
 

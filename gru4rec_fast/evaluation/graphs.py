@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.evaluation.batches import top_k_excluding
 from gru4rec_fast.evaluation.metrics import as_cutoffs
 from gru4rec_fast.evaluation.report import Report
+from gru4rec_fast.profiling import map_parts
 
 GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")
 
@@ -67,12 +69,16 @@ def evaluate_graph(
     user_table, item_table = embeddings[: train.n_users], embeddings[train.n_users :].contiguous()
     n_ranks = min(cutoffs[-1], train.n_items)
     values: dict[str, list[Tensor]] = {}
-    for start in range(0, len(users), batch_size):
-        batch = users[start : start + batch_size]
-        queries = user_table[torch.tensor(batch, device=embeddings.device)]
-        seen = [train.items_of(user) for user in batch]
+
+    def measure(users: np.ndarray) -> list[tuple[str, Tensor]]:
+        queries = user_table[torch.tensor(users, device=embeddings.device)]
+        seen = [train.items_of(user) for user in users]
         _, ranked = top_k_excluding(queries, item_table, None, n_ranks, seen, impl=impl)
-        for name, value in _metrics_per_user(ranked.cpu(), [targets[user] for user in batch], cutoffs, train.n_items):
+        return list(_metrics_per_user(ranked.cpu(), [targets[user] for user in users], cutoffs, train.n_items))
+
+    for start in range(0, len(users), batch_size):
+        batch = np.array(users[start : start + batch_size])
+        for name, value in chain.from_iterable(map_parts("the evaluation", batch, measure)):
             values.setdefault(name, []).append(value)
     # An exact sum over all users, so that no bit depends on the batch size.
     metrics = {name: math.fsum(torch.cat(batches).tolist()) / len(users) for name, batches in values.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from gru4rec_fast import ops
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
@@ -16,6 +18,7 @@ from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions
 from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties, ranks_from_counts
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.evaluation.report import Report
+from gru4rec_fast.profiling import map_parts
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
@@ -53,7 +56,7 @@ def evaluate_sessions(
         batch_size: sessions processed in parallel. Sessions of similar length are processed together.
         baselines: whether to add the metrics of popularity and of a random order to the report; needs `support`.
         support: int [n_items], number of each item's occurrences in the training log.
-        progress: called after each block with the number of targets ranked so far.
+        progress: called several times per batch with the number of targets ranked so far.
         impl: "auto", "native" or "reference", for the ranking.
 
     Raises:
@@ -85,14 +88,23 @@ def evaluate_sessions(
             f"{n_short} of {store.n_sessions} sessions have fewer than two events and are skipped", stacklevel=2
         )
         dropped["sessions_too_short_to_evaluate"] = n_short
+
+    def rank_targets(sessions: np.ndarray) -> list[Tensor]:
+        """Return the ranks of the targets of some sessions, which are ordered by length, longest first."""
+        ranks, starts = [], store.offsets[sessions]
+        lengths = store.offsets[sessions + 1] - starts - 1
+        for hidden, events in run_sessions(network, store.items, starts, lengths, per_call):
+            targets = torch.from_numpy(store.items[events[events >= 0] + 1].astype(np.int64)).to(weight.device)
+            live = torch.from_numpy(events >= 0).to(weight.device)
+            queries = hidden[live].to(weight.dtype)  # autocast may have made the hidden states bfloat16 or float16
+            greater, equal = ops.target_rank(queries, weight, bias, targets, impl=impl)
+            ranks.append(ranks_from_counts(greater, equal, ties).cpu())
+        return ranks
+
     with evaluating(network):
-        for starts, lengths in _session_batches(store, batch_size):
-            for hidden, events in run_sessions(network, store.items, starts, lengths, per_call):
-                targets = torch.from_numpy(store.items[events[events >= 0] + 1].astype(np.int64)).to(weight.device)
-                live = torch.from_numpy(events >= 0).to(weight.device)
-                queries = hidden[live].to(weight.dtype)  # autocast may have made the hidden states bfloat16 or float16
-                greater, equal = ops.target_rank(queries, weight, bias, targets, impl=impl)
-                metrics.update(ranks_from_counts(greater, equal, ties))
+        for batch in _session_batches(store, batch_size):
+            for ranks in chain.from_iterable(map_parts("the evaluation", batch, rank_targets)):
+                metrics.update(ranks)
                 if progress is not None:
                     progress(metrics.n_targets)
     return Report(
@@ -106,10 +118,9 @@ def evaluate_sessions(
     )
 
 
-def _session_batches(store: SessionStore, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the first events and the numbers of targets of the sessions that have targets, in batches."""
+def _session_batches(store: SessionStore, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the indices of the sessions that have targets, in batches of sessions of similar length, longest first."""
     for first in range(0, store.n_sessions, _SESSIONS_PER_SORT):
-        offsets = store.offsets[first : first + _SESSIONS_PER_SORT + 1]
-        n_targets = np.diff(offsets) - 1
+        n_targets = np.diff(store.offsets[first : first + _SESSIONS_PER_SORT + 1]) - 1
         for batch in batches_by_length(n_targets, batch_size):
-            yield offsets[batch], n_targets[batch]
+            yield first + batch

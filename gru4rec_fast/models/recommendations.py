@@ -15,6 +15,7 @@ from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions, top
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.models.candidates import CandidatePool, RowLists, encode_row_lists
 from gru4rec_fast.models.id_encoder import IdEncoder, Unknown
+from gru4rec_fast.profiling import map_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +176,8 @@ def search_top_k(
     tables = _Tables(weight.detach(), None if bias is None else bias.detach(), chosen, left_out)
     items = np.full((n_rows, k), -1, np.int64)
     scores = np.full((n_rows, k), -np.inf, np.float64 if weight.dtype == torch.float64 else np.float32)
-    for rows in batches:
+
+    def search(rows: np.ndarray) -> None:
         queries, excluded = make_batch(rows)
         if left_out is not None and len(left_out.lists) > 1:
             own = [left_out.lists[number] for number in left_out.list_of_row[rows]]
@@ -183,17 +185,20 @@ def search_top_k(
         for lanes, table in tables.of_rows(rows):
             if (n_found := min(k, len(table.weight))) == 0:
                 continue
-            batch, skip = queries, excluded
+            asked, skip = queries, excluded
             if len(lanes) < len(rows):
-                batch = queries[torch.from_numpy(lanes).to(queries.device)]
+                asked = queries[torch.from_numpy(lanes).to(queries.device)]
                 skip = None if excluded is None else [excluded[lane] for lane in lanes]
             if skip is not None and table.items is not None:
                 skip = [_positions(table.items, row) for row in skip]
-            best = top_k_excluding(batch.to(weight.dtype), table.weight, table.bias, n_found, skip, impl=impl)
+            best = top_k_excluding(asked.to(weight.dtype), table.weight, table.bias, n_found, skip, impl=impl)
             found_scores, found = (tensor.cpu().numpy() for tensor in best)
             if table.items is not None:
                 found = np.where(found < 0, -1, table.items[found])
             scores[rows[lanes], :n_found], items[rows[lanes], :n_found] = found_scores, found
+
+    for batch in batches:
+        map_parts("the recommendations", batch, search)
     return Recommendations(encoder.decode(items), scores, (items >= 0).sum(axis=1))
 
 

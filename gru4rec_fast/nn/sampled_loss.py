@@ -96,6 +96,7 @@ class SampledLoss(nn.Module):
         negatives: Tensor | None = None,
         *,
         n_live: Sequence[int] | None = None,
+        lanes: tuple[int, int] | None = None,
     ) -> Tensor:
         """Return the mean over T steps of (sum of the losses of live lanes) / batch_size, a scalar.
 
@@ -107,6 +108,8 @@ class SampledLoss(nn.Module):
             negatives: int64 [T, N], the sampled negatives of each step; None: in-batch negatives only.
             n_live: for each step, the number of targets that are not padding, if it is known. It saves time where there
                 is padding.
+            lanes: (first, end): sum over these lanes only. The targets of all other lanes remain negatives, so that the
+                losses of parts of the lanes add up to the loss of all, with less memory at a time.
 
         Raises:
             ValueError: the shapes do not fit each other. TypeError: `weight` is a module.
@@ -119,16 +122,22 @@ class SampledLoss(nn.Module):
             )
         if negatives is None and not self.in_batch:
             raise ValueError("in_batch=False needs negatives: without them, a target is compared with nothing")
-        steps, lanes = targets.shape
+        steps, n_lanes = targets.shape
+        if lanes is not None and not 0 <= lanes[0] <= lanes[1] <= n_lanes:
+            raise ValueError(f"lanes={lanes}: must be (first, end) with 0 <= first <= end <= {n_lanes}")
         if n_live is None and can_read_values(targets):
             n_live = (targets >= 0).sum(1).tolist()
         losses = []
         for t, (step_hidden, step_targets) in enumerate(zip(hidden.unbind(0), targets.unbind(0), strict=True)):
-            live = step_targets >= 0 if n_live is None or n_live[t] != lanes else None
-            if live is not None and n_live is not None:  # leave padding out; on a GPU, this synchronizes
+            live = step_targets >= 0 if n_live is None or n_live[t] != n_lanes else None
+            part = lanes
+            if live is not None and (n_live is not None or lanes is not None):
+                # Leave padding out; on a GPU, this synchronizes.
+                if lanes is not None:
+                    part = int(live[: lanes[0]].sum()), int(live[: lanes[1]].sum())
                 step_hidden, step_targets, live = step_hidden[live], step_targets[live], None
             step_negatives = None if negatives is None else negatives[t]
-            losses.append(self._step(step_hidden, weight, bias, step_targets, step_negatives, live))
+            losses.append(self._step(step_hidden, weight, bias, step_targets, step_negatives, live, part))
         return losses[0] if steps == 1 else torch.stack(losses).mean()
 
     def _step(
@@ -139,9 +148,18 @@ class SampledLoss(nn.Module):
         targets: Tensor,
         negatives: Tensor | None,
         live: Tensor | None,
+        part: tuple[int, int] | None,
     ) -> Tensor:
-        """Return the loss of one step: hidden [M, H], targets [M], negatives [N]; live [M] is None without padding."""
+        """Return the loss of one step: hidden [M, H], targets [M], negatives [N]; live [M] is None without padding.
+
+        With a part (first, end), live must be None.
+        """
         count = None
+        if part is not None:  # the first columns are the targets of the part
+            own = slice(*part)
+            hidden = hidden[own]
+            others = [targets[: part[0]], targets[part[1] :]] if self.in_batch else []
+            targets = torch.cat([targets[own], *others])
         if negatives is not None and can_read_values(negatives):
             # Popular items are drawn many times. Counting equal negatives gives the same loss in less time.
             negatives, count = torch.unique(negatives, return_counts=True)
@@ -151,6 +169,8 @@ class SampledLoss(nn.Module):
         if self.log_support is not None:
             log_q = self.logq * gather_rows(self.log_support, items, padding=padding)
             log_q[targets.shape[0] :] *= self.sample_alpha
+        if count is not None:  # the targets of other lanes than those of the part count once
+            count = torch.cat([count.new_ones(targets.shape[0] - hidden.shape[0]), count])
         rows = gather_rows(weight, items, sparse=self.sparse, padding=padding)
         biases = None if bias is None else gather_rows(bias, items, sparse=self.sparse, padding=padding)
         if hidden.dtype == rows.dtype == torch.float16:  # the operator has no float16

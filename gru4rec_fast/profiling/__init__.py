@@ -12,6 +12,15 @@ from gru4rec_fast.profiling.growth import Growth
 from gru4rec_fast.profiling.leak_detector import LeakDetector, LeakReport, MemoryLeakError, MemoryLeakWarning
 from gru4rec_fast.profiling.memory_profiler import MemoryProfiler, active_profiler, phase, phase_switch
 from gru4rec_fast.profiling.memory_report import MemoryReport, PhaseMemory
+from gru4rec_fast.profiling.out_of_memory import (
+    OutOfMemoryGuard,
+    OutOfMemoryWarning,
+    attempts,
+    explain_oom,
+    is_out_of_memory,
+    map_parts,
+    oom_guard,
+)
 
 __all__ = [
     "Growth",
@@ -22,10 +31,17 @@ __all__ = [
     "MemoryMeter",
     "MemoryProfiler",
     "MemoryReport",
+    "OutOfMemoryGuard",
+    "OutOfMemoryWarning",
     "PeakMemory",
     "PhaseMemory",
     "active_profiler",
+    "attempts",
+    "explain_oom",
+    "is_out_of_memory",
+    "map_parts",
     "memory_meter",
+    "oom_guard",
     "peak_memory_bytes",
     "phase",
     "phase_switch",

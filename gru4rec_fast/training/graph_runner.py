@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gru4rec_fast.data import TripleSampler
 from gru4rec_fast.nn import GraphNetwork
-from gru4rec_fast.profiling import phase
+from gru4rec_fast.profiling import attempts, phase
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import Progress
@@ -85,13 +86,10 @@ class GraphEpochRunner:
         while position.mini_batches < self.sampler.n_batches:
             with phase("batch"):
                 triples = self.sampler.draw(position.step)
-            with phase("forward"):
-                bpr, l2_penalty = self.network.loss(*triples, step=position.step)
-                loss = bpr + self.reg_weight * l2_penalty
-                self._losses.add(position, loss, 1)
-            with phase("backward"):
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+            for attempt in attempts("the update", most=batch_size):
+                with attempt:
+                    loss = self._backpropagate(triples, attempt.n_parts)
+            self._losses.add(position, loss, 1)
             with phase("update"):
                 self.optimizer.step()
             if self.schedule:
@@ -103,6 +101,24 @@ class GraphEpochRunner:
             progress.advance(batch_size, position.mean_loss)
             between_updates()
         self.read_losses()
+
+    def _backpropagate(self, triples: Sequence[Tensor], n_parts: int) -> Tensor:
+        """Compute the gradients of the loss of triples, in parts of the triples; return the loss."""
+        if n_parts > 1:  # memory is short
+            self.optimizer.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        for part in zip(*(indices.tensor_split(n_parts) for indices in triples), strict=True):
+            with phase("forward"):
+                bpr, l2_penalty = self.network.loss(*part, step=self.position.step)
+                loss = bpr + self.reg_weight * l2_penalty
+                if n_parts > 1:  # both terms are means over the triples of the part
+                    loss = loss * (len(part[0]) / len(triples[0]))
+            with phase("backward"):
+                if not losses:
+                    self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+            losses.append(loss.detach())
+        return losses[0] if n_parts == 1 else torch.stack(losses).sum()
 
     def start_next_epoch(self) -> None:
         """Advance `position` to the start of the next epoch."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import islice, pairwise
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,7 +18,7 @@ from gru4rec_fast import ops
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.profiling import phase
+from gru4rec_fast.profiling import attempts, phase
 from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.checkpoint_tensors import HIDDEN, hidden_tensors
@@ -27,6 +28,7 @@ from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.training_position import LossMonitor, TrainingPosition, add_loss
 
+UPDATE = "the update"  # the name of this work in `profiling.attempts`
 # Time in seconds that a call into the fused step should take. Ctrl-C and the progress bar wait for the end of the call.
 _SECONDS_PER_CALL = 0.1
 
@@ -216,10 +218,12 @@ class SessionEpochRunner:
             self.network.train()
         # During the call, `_running` is None: after an error, it is unknown how many updates were made.
         running, self._running = self._running or self._start_or_continue_epoch(), None
-        if isinstance(running, Iterator):
-            n_made, finished = self._run_autograd(running)
-        else:
-            n_made, finished = self._run_fused(running, updates)
+        outcome = None if isinstance(running, Iterator) else self._run_fused(running, updates)
+        if outcome is None:
+            if not isinstance(running, Iterator):
+                running = iter(self.loader) if self._load_loader_position() else iter(())
+            outcome = self._run_autograd(running)
+        n_made, finished = outcome
         self._running = running
         position.seconds += time.perf_counter() - started
         if finished and not position.mini_batches:
@@ -237,19 +241,34 @@ class SessionEpochRunner:
         if self.hidden is None:
             self.loader.set_epoch(self.position.epoch - 1)
             self.hidden = self.network.initial_state(self.loader.n_lanes)
-        else:  # Continue an interrupted epoch: without a loaded state the loader would start at the first block.
-            state = self.loader.state_dict()
-            if state.get("epoch", self.position.epoch - 1) != self.position.epoch - 1:
-                return iter(())  # the training was interrupted after the last block of the epoch
-            self.loader.load_state_dict(state)
+        elif not self._load_loader_position():
+            return iter(())
         return self.start_fused_epoch() if reason is None else iter(self.loader)
 
-    def _run_fused(self, epoch: FusedEpoch | CapturedEpoch, updates: int) -> tuple[int, bool]:
-        """Make at most `updates` updates by the fused step; return how many, and whether the epoch is over."""
+    def _load_loader_position(self) -> bool:
+        """Let the loader continue an interrupted epoch, which it would start anew; return whether blocks are left."""
+        state = self.loader.state_dict()
+        if state.get("epoch", self.position.epoch - 1) != self.position.epoch - 1:
+            return False  # the training was interrupted after the last block of the epoch
+        self.loader.load_state_dict(state)
+        return True
+
+    def _run_fused(self, epoch: FusedEpoch | CapturedEpoch, updates: int) -> tuple[int, bool] | None:
+        """Make at most `updates` updates by the fused step; return how many, and whether the epoch is over.
+
+        None: on a GPU, an update does not fit into memory unless autograd computes it in parts.
+        """
         assert self.hidden is not None
         if self.schedule and self.schedule.per_update:
             updates = 1
-        blocks, finished = epoch.run(updates, self.hidden, step=self.position.step)
+        for attempt in attempts(UPDATE, most=self.loader.n_lanes):
+            with attempt:
+                if isinstance(epoch, FusedEpoch):
+                    epoch._training_step.n_tiles = attempt.n_parts
+                elif attempt.n_parts > 1:
+                    self._captured_step = None  # frees its graphs and workspaces
+                    return None
+                blocks, finished = epoch.run(updates, self.hidden, step=self.position.step)
         for block in blocks:
             add_loss(self.position, block.loss, block.steps, self.position.mini_batches)
             self._advance(block.steps, block.events)
@@ -277,41 +296,80 @@ class SessionEpochRunner:
 
     def _run_autograd(self, blocks: Iterator[SessionBlock]) -> tuple[int, bool]:
         """Make the next update by autograd; return the number of updates, 0 or 1, and whether the epoch is over."""
-        accumulated = 0
-        while accumulated < self.accumulate:
-            with phase("batch"):
-                block = next(blocks, None)
-                negatives = None if block is None else self._draw_negatives(len(block.n_live))
-            if block is None:
-                break
-            self.backpropagate(block, negatives)
-            accumulated += 1
-        if accumulated:
-            # The losses were divided by `accumulate`, but the last update of the epoch may have fewer blocks.
-            self._update_weights(scale=self.accumulate / accumulated)
-        return min(accumulated, 1), accumulated < self.accumulate
+        assert self.hidden is not None
+        step = self.position.step
+        with phase("batch"):
+            pending = []
+            for block in islice(blocks, self.accumulate):
+                pending.append((block, self._draw_negatives(step, len(block.n_live)), step))
+                step += len(block.n_live)
+        if not pending:
+            return 0, True
+        for attempt in attempts(UPDATE, most=self.loader.n_lanes):
+            with attempt:
+                self.optimizer.zero_grad(set_to_none=True)  # the gradients of an attempt that ran out of memory
+                hidden, losses = self.hidden, []
+                for block, negatives, step in pending:
+                    loss, hidden = self.backpropagate(block, negatives, hidden, step, attempt.n_parts)
+                    losses.append(loss)
+        for (block, _, _), loss in zip(pending, losses, strict=True):
+            self._losses.add(self.position, loss, len(block.n_live))
+            self._advance(len(block.n_live), block.n_events)
+        self.hidden = hidden
+        # The losses were divided by `accumulate`, but the last update of the epoch may have fewer blocks.
+        self._update_weights(scale=self.accumulate / len(pending))
+        return 1, len(pending) < self.accumulate
 
-    def _draw_negatives(self, steps: int) -> Tensor | None:
+    def _draw_negatives(self, step: int, steps: int) -> Tensor | None:
         if not self.n_sample or self.sampler is None:
             return None
         return ops.negative_sampling(
-            self.sampler, self.n_sample, seed=self.seed, step=self.position.step, steps=steps, impl=self.impl
+            self.sampler, self.n_sample, seed=self.seed, step=step, steps=steps, impl=self.impl
         )[0]
 
-    def backpropagate(self, block: SessionBlock, negatives: Tensor | None) -> None:
-        """Compute a block's loss, accumulate the gradients of the weights, and advance `position`."""
-        position, steps = self.position, len(block.n_live)
-        assert self.hidden is not None
+    def backpropagate(
+        self, block: SessionBlock, negatives: Tensor | None, hidden: list[Tensor], step: int, n_parts: int = 1
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Add the gradients of a block's loss to those of the weights; return the loss and the new hidden states.
+
+        Args:
+            negatives: int64 [T, N], or None.
+            hidden: one hidden state [B, H] for each layer.
+            step: number of mini-batches before this block since the training began.
+            n_parts: in how many parts of the lanes to compute the loss.
+        """
         with phase("forward"):
-            output, hidden = self.network(block.inputs, self.hidden, block.reset, step=position.step)
+            output, hidden = self.network(block.inputs, hidden, block.reset, step=step)
+        if n_parts == 1:
+            loss = self._loss_backward(block, negatives, output)
+        else:
+            loss = self._loss_backward_in_parts(block, negatives, output, n_parts)
+        return loss, [state.detach() for state in hidden]
+
+    def _loss_backward(
+        self, block: SessionBlock, negatives: Tensor | None, output: Tensor, lanes: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Compute the loss of all lanes or of some, and run its backward; return the loss."""
+        table = self.network.output_weight, self.network.output_bias
         with phase("loss"):
-            table = self.network.output_weight, self.network.output_bias
-            loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live)
-            self._losses.add(position, loss, steps)
+            loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live, lanes=lanes)
         with phase("backward"):
             (loss if self.accumulate == 1 else loss / self.accumulate).backward()
-        self.hidden = [state.detach() for state in hidden]
-        self._advance(steps, block.n_events)
+        return loss.detach()
+
+    def _loss_backward_in_parts(
+        self, block: SessionBlock, negatives: Tensor | None, output: Tensor, n_parts: int
+    ) -> Tensor:
+        """As `_loss_backward` for all lanes, with the memory of the loss of a part of the lanes."""
+        copy, loss = output.detach().requires_grad_(), output.new_zeros(())  # the copy adds up the gradients
+        for lanes in pairwise(part * output.shape[1] // n_parts for part in range(n_parts + 1)):
+            loss = loss + self._loss_backward(block, negatives, copy, lanes)
+            for parameter in (self.network.output_weight, self.network.output_bias):
+                if parameter.grad is not None and parameter.grad.is_sparse:  # it has the rows of every part
+                    parameter.grad = parameter.grad.coalesce()
+        with phase("backward"):
+            output.backward(copy.grad)
+        return loss
 
     def _advance(self, steps: int, events: int) -> None:
         self.position.step += steps

@@ -73,7 +73,7 @@ class TrainingPosition:
 class LossMonitor:
     """Adds up losses; raises TrainingDiverged for the first loss that is NaN or infinite.
 
-    On the CPU every loss is read before its gradient is computed. On an accelerator, `LOSSES_PER_READ` losses are read
+    On the CPU every loss is read before the update of the weights. On an accelerator, `LOSSES_PER_READ` losses are read
     at a time, and the remaining ones before a checkpoint is written.
     """
 
