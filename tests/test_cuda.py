@@ -20,16 +20,18 @@ import test_sampled_loss_bf16 as loss_bf16
 import test_training_step as training_step
 import torch
 from graph_oracle import random_graph
+from markov import markov_store
 from native import assert_as_close, assert_equal_bits
 from test_captured_step import CASES, TrainingSetup, losses_by_schedule, poison, train_by_autograd
 from torch import Tensor, nn
 
-from gru4rec_fast import InteractionGraph, _backend, ops
+from gru4rec_fast import GRU4Rec, InteractionGraph, _backend, ops
 from gru4rec_fast.data import TripleSampler
 from gru4rec_fast.nn import LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS
 from gru4rec_fast.ops.sampled_loss import LOSSES
+from gru4rec_fast.profiling import OutOfMemoryWarning, oom_guard
 from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep
 from gru4rec_fast.training.graph_capture import CapturedUpdates
 
@@ -384,6 +386,30 @@ def test_training_continues_on_the_gpu_if_a_capture_fails(monkeypatch: pytest.Mo
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the training step cannot be captured")
         assert losses() == pytest.approx(expected[:8], rel=1e-9)
+
+
+def test_training_goes_on_when_gpu_memory_runs_out() -> None:
+    """The limit is 60 % of what the training reserves; most of it is the scores, which become smaller in parts."""
+    store = markov_store(n_sessions=2000, n_items=100_000)
+
+    def train() -> GRU4Rec:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        model = GRU4Rec(layers=[32], batch_size=512, n_sample=1 << 16, n_epochs=1, seed=0, device="cuda")
+        return model.fit(store, progress=False)
+
+    expected = train().network
+    total = torch.cuda.get_device_properties(0).total_memory
+    fraction = 0.6 * torch.cuda.max_memory_reserved() / total
+    try:
+        with oom_guard() as guard, pytest.warns(OutOfMemoryWarning, match="in the update .* parts"):
+            torch.cuda.set_per_process_memory_fraction(fraction)
+            found = train().network
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert guard.n_parts["the update"] > 1
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-3, atol=1e-5)
 
 
 def test_captured_graphs_remain_correct_when_others_are_released() -> None:

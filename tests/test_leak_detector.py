@@ -21,7 +21,7 @@ kept: list[object] = []
 
 @pytest.fixture(autouse=True)
 def only_new_objects() -> Iterator[None]:
-    """Hide the objects of imported modules and earlier tests from gc: the looks at all objects take seconds with them."""
+    """Hide the objects of modules and earlier tests from gc: looks at all objects take seconds with them."""
     gc.collect()
     gc.freeze()
     yield

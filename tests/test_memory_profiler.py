@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import mmap
+import pickle
 import re
 import subprocess
 import sys
@@ -130,6 +131,13 @@ def test_only_one_profiler_records_in_a_thread_and_only_that_thread_is_counted(p
         thread.join()
     assert others[0][0] is None  # type: ignore[index]
     assert [(p.path, p.allocated_bytes) for p in profiler.report().phases] == [((), 0)]
+
+
+def test_a_snapshot_is_for_gpus(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="record_history=True is for GPUs, not for cpu; use plot"):
+        MemoryProfiler(record_history=True)
+    with pytest.raises(RuntimeError, match="no snapshot: make MemoryProfiler"):
+        MemoryProfiler().save_snapshot(tmp_path / "memory.pickle")
 
 
 def test_nothing_is_recorded_outside_the_context() -> None:
@@ -462,8 +470,8 @@ def test_peak_memory_needs_a_baseline_and_does_not_initialize_cuda() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_cuda_phases_equal_the_numbers_of_the_allocator() -> None:
-    with MemoryProfiler("cuda") as profiler:
+def test_cuda_phases_equal_the_numbers_of_the_allocator(tmp_path: Path) -> None:
+    with MemoryProfiler("cuda", record_history=True) as profiler:
         with profiler.phase("large"):
             tensor = torch.ones(BIG, dtype=torch.uint8, device="cuda")
             del tensor
@@ -472,3 +480,6 @@ def test_cuda_phases_equal_the_numbers_of_the_allocator() -> None:
     large = profiler.report().phase("large")
     assert (large.allocated_bytes, large.freed_bytes, large.peak_bytes) == (BIG, BIG, BIG)
     assert profiler.report().phase("small").kept_bytes == small.numel()
+    profiler.save_snapshot(tmp_path / "memory.pickle")
+    traces = pickle.loads((tmp_path / "memory.pickle").read_bytes())["device_traces"]
+    assert BIG in {event["size"] for device in traces for event in device}

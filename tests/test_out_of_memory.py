@@ -12,6 +12,7 @@ import pytest
 import torch
 from markov import markov_store
 from small_trainer import LANES, make_trainer, weights
+from test_captured_step import TrainingSetup
 
 from gru4rec_fast import NGCF, GRU4Rec, InteractionGraph, LightGCN, ops
 from gru4rec_fast.nn import GraphNetwork, SampledLoss
@@ -25,6 +26,7 @@ from gru4rec_fast.profiling import (
     oom_guard,
 )
 from gru4rec_fast.profiling.memory_limits import MemoryLimits
+from gru4rec_fast.training.graph_capture import CapturedUpdates
 
 TORCH_ERROR = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1572864 bytes. Error code 12"
 
@@ -173,6 +175,46 @@ def test_updates_by_autograd_in_parts_equal_whole_updates(arguments: dict, monke
         found, loss = train()
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("fails_at", [0, 5])
+def test_a_captured_update_that_runs_out_of_memory_has_not_begun(
+    fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, where nothing is captured: the first or the sixth update of a call fails once."""
+    expected = TrainingSetup("reference", {})
+    blocks = expected.start_epoch(steps_per_graph=1).run(8, expected.network.initial_state(6), step=0)[0]
+    setup = TrainingSetup("reference", {})
+    epoch, hidden = setup.start_epoch(steps_per_graph=1), setup.network.initial_state(6)
+    run, n_calls = CapturedUpdates.run, 0
+
+    def run_or_fail(*arguments: Any) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == fails_at + 1:
+            raise torch.OutOfMemoryError(TORCH_ERROR)
+        run(*arguments)
+
+    monkeypatch.setattr(CapturedUpdates, "run", run_or_fail)
+    with oom_guard():
+        if fails_at == 0:
+            with pytest.raises(torch.OutOfMemoryError):
+                epoch.run(8, hidden, step=0)
+        found = epoch.run(8, hidden, step=0)[0]
+        if fails_at:
+            assert len(found) == fails_at
+            found += epoch.run(8 - fails_at, hidden, step=fails_at)[0]
+    assert found == blocks
+    torch.testing.assert_close(setup.weights(), expected.weights(), rtol=0, atol=0)
+
+    def fail_after_the_update(*arguments: Any) -> None:
+        run(*arguments)
+        raise torch.OutOfMemoryError(TORCH_ERROR)
+
+    monkeypatch.setattr(CapturedUpdates, "run", fail_after_the_update)
+    with pytest.raises(RuntimeError, match="weights are partly updated") as caught, oom_guard():
+        epoch.run(1, hidden, step=8)
+    assert not is_out_of_memory(caught.value)
 
 
 @pytest.fixture

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import nn
 
+from gru4rec_fast._atomic_writes import replace_file
 from gru4rec_fast.profiling.allocation_counters import AllocationCounter, CopyCounter, allocation_counter
 from gru4rec_fast.profiling.device_memory import PeakMemory, memory_meter, resident_bytes
 from gru4rec_fast.profiling.memory_report import MemoryReport, PhaseMemory
@@ -73,13 +77,21 @@ class MemoryProfiler:
         device: the device whose memory is recorded.
         count_copies: count the bytes that are copied between host and device. None: if `device` is not the CPU, because
             a Python function is then called for each operator of torch.
+        record_history: GPU only; record each allocation with its stack, for `save_snapshot`. It takes time.
 
     Raises:
         RuntimeError: there is no such device; the context is entered while another profiler records in this thread.
+        ValueError: record_history on the CPU.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", *, count_copies: bool | None = None) -> None:
+    def __init__(
+        self, device: torch.device | str = "cpu", *, count_copies: bool | None = None, record_history: bool = False
+    ) -> None:
         self.device = memory_meter(device).device
+        if record_history and self.device.type != "cuda":
+            raise ValueError(f"record_history=True is for GPUs, not for {self.device}; use plot() and to_json()")
+        self._records_history = record_history
+        self._snapshot: object = None  # torch's snapshot at the end of the context
         self._counter: AllocationCounter = allocation_counter(self.device)
         self._copies = CopyCounter()
         self._counts_copies = self.device.type != "cpu" if count_copies is None else count_copies
@@ -102,6 +114,9 @@ class MemoryProfiler:
                 stack.enter_context(self._copies)
             self._counter.start()
             stack.callback(self._counter.stop)
+            if self._records_history:
+                torch.cuda.memory._record_memory_history(max_entries=_TIMELINE_SAMPLES)
+                stack.callback(self._end_history)
             _active.profiler = self
             stack.callback(setattr, _active, "profiler", None)
             self._begin(self._root)
@@ -113,6 +128,24 @@ class MemoryProfiler:
         stack, self._entered = self._entered, None
         if stack is not None:
             stack.close()
+
+    def _end_history(self) -> None:
+        self._snapshot = torch.cuda.memory._snapshot(self.device)
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+    def save_snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Write torch's snapshot of the GPU memory at the end of the context: a file for torch's memory viewer.
+
+        The viewer (docs.pytorch.org/memory_viz) shows every allocation with its stack.
+
+        Raises:
+            RuntimeError: the profiler was not made with record_history=True, or its context has not ended.
+            OSError: the file cannot be written.
+        """
+        if self._snapshot is None:
+            raise RuntimeError("no snapshot: make MemoryProfiler(device, record_history=True), and leave its context")
+        with replace_file(Path(path)) as temporary:
+            temporary.write_bytes(pickle.dumps(self._snapshot))
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Return a context manager that records a phase; it records nothing outside the profiler's context."""

@@ -27,6 +27,7 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.ops.training_step import OPERATORS as STEP_OPERATORS
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import phase
+from gru4rec_fast.profiling.out_of_memory import active_guard, is_out_of_memory
 from gru4rec_fast.training.captured_update import UpdateContext
 from gru4rec_fast.training.fused_step import (
     NO_KERNELS,
@@ -131,6 +132,11 @@ class CapturedTrainingStep:
         check_steps(loader, self.steps)
         return CapturedEpoch(self, loader, sampler if n_sample else None, n_sample, seed)
 
+    @property
+    def n_begun(self) -> int:
+        """Number of updates that have begun to change the weights, replays of graphs not counted."""
+        return self._context.n_begun
+
     def prepare(self) -> None:
         """Allow updates again after a loss that was not finite, and copy changed hyperparameters to the device."""
         if reason := why_not_options(self._context.optimizer):
@@ -190,6 +196,8 @@ class CapturedEpoch:
     def run(self, updates: int, hidden: Sequence[Tensor], *, step: int) -> tuple[list[BlockOutcome], bool]:
         """Make at most `updates` updates, as `FusedEpoch.run` does. Synchronizes with the GPU once, at the end.
 
+        An update that runs out of memory within `oom_guard` has not begun, and is tried again in the next call.
+
         Updates after the end of the epoch would cost as much as others. So the number of updates in a call is limited
         to the number that the epoch has left, or to a lower bound of it, but is at least one.
         """
@@ -198,18 +206,27 @@ class CapturedEpoch:
         self._training_step.prepare()
         per_update = self._training_step.steps * self._training_step.accumulate
         updates = min(updates, max(1, math.ceil(self._n_steps_left / per_update)))
-        lanes, results = len(hidden[0]), []
+        results: list[Tensor] = []
         while updates > 0:
-            with phase("workspace"):
-                captured = self.next_updates(updates, lanes)
-            n_steps = captured.shape.mini_batches
-            with phase("batch"):
-                captured.fill(*self.draw(n_steps, step), step)
-            with phase("updates"):  # the first call of a shape captures the CUDA graph
-                captured.run(hidden)
-            # Losses and numbers of live lanes are in one float64 tensor, so that one copy to the host suffices.
-            results.append(torch.stack([captured.losses.double(), captured.n_live.double()], 1))
-            updates, step = updates - captured.shape.updates, step + n_steps
+            position = None if active_guard() is None else [tensor.clone() for tensor in self._lane_state]
+            n_begun = self._training_step.n_begun
+            try:
+                captured, result = self._run_next(updates, hidden, step)
+            except RuntimeError as error:
+                if position is None or not is_out_of_memory(error):
+                    raise
+                if self._training_step.n_begun > n_begun:
+                    raise RuntimeError(
+                        "out of memory in the middle of an update: the weights are partly updated; resume from a "
+                        "checkpoint"
+                    ) from error
+                for tensor, earlier in zip(self._lane_state, position, strict=True):
+                    tensor.copy_(earlier)
+                if not results:
+                    raise
+                break  # return the updates that were made; the next call tries this one again
+            results.append(result)
+            updates, step = updates - captured.shape.updates, step + captured.shape.mini_batches
         blocks = self._block_outcomes(torch.cat(results).tolist())
         lane_session, lane_position, cursor = (tensor.cpu() for tensor in self._lane_state)
         lane_state = lane_session, lane_position, cursor
@@ -218,6 +235,19 @@ class CapturedEpoch:
         self._finished = self._finished or self._n_steps_left == 0
         self._loader.set_position(lane_state, self._finished)
         return blocks, self._finished
+
+    def _run_next(self, updates: int, hidden: Sequence[Tensor], step: int) -> tuple[CapturedUpdates, Tensor]:
+        """Make the next updates of one shape; return their object, and loss and live lanes of each mini-batch, [K, 2].
+
+        Losses and numbers of live lanes are in one float64 tensor, so that one copy to the host suffices.
+        """
+        with phase("workspace"):
+            captured = self.next_updates(updates, len(hidden[0]))
+        with phase("batch"):
+            captured.fill(*self.draw(captured.shape.mini_batches, step), step)
+        with phase("updates"):  # the first call of a shape captures the CUDA graph
+            captured.run(hidden)
+        return captured, torch.stack([captured.losses.double(), captured.n_live.double()], 1)
 
     def _targets_left_in_lanes(self, lane_state: LaneState) -> Tensor:
         """Return the number of targets left in the session of each lane that has one. `lane_state` is on the CPU."""

@@ -29,7 +29,7 @@ from gru4rec_fast.ops.training_step import step_operator
 from gru4rec_fast.optim import SparseAdagrad
 
 
-@dataclass(frozen=True)
+@dataclass
 class UpdateContext:
     """The objects and device tensors that all updates share.
 
@@ -37,6 +37,7 @@ class UpdateContext:
         precision: "full" or "bf16", see `CapturedTrainingStep`.
         stopped: bool [], set to True by a loss that is not finite; while it is True, nothing is updated.
         hyperparameters: float64 [3]: learning rate, momentum, epsilon.
+        n_begun: number of updates that have begun to change the weights, replays of graphs not counted.
     """
 
     network: SessionNetwork
@@ -45,6 +46,7 @@ class UpdateContext:
     precision: str
     stopped: Tensor
     hyperparameters: Tensor
+    n_begun: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +132,7 @@ def run_update(context: UpdateContext, plan: UpdatePlan) -> None:
         states = (plan.hidden, [output[-1] for output in outputs])
         if blocks > 1:  # the next block reads the new states
             _apply(context, {}, states, plan.enabled[block])
+    context.n_begun += 1
     if blocks == 1:  # update states and weights in one launch
         enabled = plan.enabled[0]
         _apply(context, grads.weights, states, enabled)
