@@ -439,7 +439,7 @@ def test_the_samples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).resolve().parents[1] / "docs/memory.md").read_text()
     samples = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(samples) == 6 and all(len(sample.splitlines()) <= 20 for sample in samples)
+    assert len(samples) == 8 and all(len(sample.splitlines()) <= 20 for sample in samples)
     names: dict[str, object] = {}
     for sample in samples:
         exec(compile(sample, "docs/memory.md", "exec"), names)
