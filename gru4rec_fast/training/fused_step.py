@@ -362,8 +362,8 @@ class FusedEpoch:
         result. An exception, Ctrl-C included, is raised between two updates. The number of updates is unknown then, and
         this object must not be used again, except after an error that memory ran out (see below).
 
-        If memory runs out, the call ends before the update that needs it, and returns the earlier updates. Only if it is
-        the first update of the call, the error is raised. Nothing has changed then, and the next call repeats this
+        If memory runs out, the call ends before the update that needs it, and returns the earlier updates. Only if it
+        is the first update of the call, the error is raised. Nothing has changed then, and the next call repeats this
         update; set more `n_tiles` of the step before.
 
         Args:
