@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import fused_step_without_memory
 import numpy as np
 import pytest
 import torch
 from markov import markov_store
+from memory_growth import needs_plain_allocator, needs_statm
 from native import threads
 from small_trainer import FORMAT, call_at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
 
@@ -123,6 +127,64 @@ def test_checkpoints_are_written_at_the_requested_steps(tmp_path: Path, interval
     *regular, at_end = steps  # steps at which a checkpoint was written: every `interval` steps, and at the end
     assert regular == list(range(interval, regular[-1] + 1, interval)) and regular[-1] > last_step - interval - 1
     assert at_end == last_step
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"loss": loss} for loss in LOSSES),
+        {"logq": 1.0, "label_smoothing": 0.1, "mask_accidental_hits": True},
+        {"steps": 3, "layers": [8, 7]},
+        {"steps": 2, "accumulate": 3},
+        {"embedding": "separate", "embedding_dim": 9},
+        {"embedding": "none"},
+    ],
+    ids=str,
+)
+def test_tiles_of_the_loss_do_not_change_the_result(options: dict[str, Any]) -> None:
+    """At the end of the epoch there are dead lanes; a loss in 100 tiles has one lane per tile."""
+    first, *others = (train_in_tiles(n_tiles, **options) for n_tiles in (1, 2, 3, 100))
+    for other in others:
+        for tensor, expected in zip(other, first, strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=1e-10, atol=1e-10)
+
+
+def train_in_tiles(n_tiles: int, steps: int = 1, accumulate: int = 1, **options: Any) -> list[torch.Tensor]:
+    """Return losses, weights and hidden states after an epoch in float64. `options`: of the network and of the loss."""
+    shape = {name: options.pop(name) for name in ("embedding", "embedding_dim") if name in options}
+    network = SessionNetwork(
+        STORE.n_items, options.pop("layers", [8]), seed=0, sparse=True, dtype=torch.float64, **shape
+    )
+    support = torch.from_numpy(STORE.support)
+    criterion = SampledLoss(batch_size=6, sparse=True, dtype=torch.float64, **{"support": support} | options)
+    optimizer = SparseAdagrad(network.parameters(), 0.1, 0.3)
+    step = FusedTrainingStep(network, criterion, optimizer, steps=steps, accumulate=accumulate)
+    step.n_tiles = n_tiles
+    hidden = network.initial_state(6)
+    epoch = step.start_epoch(SessionParallelLoader(STORE, 6, steps), ops.build_alias_table(support, 0.5), 20, seed=1)
+    blocks, finished = epoch.run(10**6, hidden, step=0)
+    assert finished
+    losses = torch.tensor([block.loss for block in blocks], dtype=torch.float64)
+    return [losses, *(parameter.detach() for parameter in network.parameters()), *hidden]
+
+
+def test_a_number_of_tiles_below_1_is_an_error() -> None:
+    step, inputs = FusedTrainingStep(*make_modules()), torch.tensor([[0, 1]])
+    step.n_tiles = 0
+    with pytest.raises(ValueError, match="n_tiles=0: must be positive"):
+        step.train_block(inputs, inputs, inputs > 0, None, [torch.zeros(2, 8)], step=0)
+
+
+@needs_statm
+@needs_plain_allocator
+def test_an_update_without_enough_memory_has_not_begun() -> None:
+    """Each allocation of an update fails in turn, in a process whose memory is limited."""
+    environment = {**os.environ, **fused_step_without_memory.MALLOC, "OMP_WAIT_POLICY": "passive"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *(path for path in sys.path if path)])
+    command = [sys.executable, fused_step_without_memory.__file__]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.endswith("trained in tiles\n")
 
 
 def test_bf16_is_close_to_float32_but_not_equal() -> None:

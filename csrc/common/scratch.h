@@ -27,6 +27,7 @@ class Scratch {
       return;
     }
     if (bytes > cached_bytes) {
+      cached_bytes = 0, cached.clear();  // first, so that the old and the new memory do not exist at the same time
       cached = c10::GetCPUAllocator()->allocate(bytes);
       cached_bytes = bytes;
     }
@@ -52,9 +53,11 @@ class Buffer {
  public:
   T* data() const { return static_cast<T*>(data_.get()); }
 
-  // Returns memory for at least `n` elements. The earlier content is lost when the buffer grows.
+  // Returns memory for at least `n` elements. The earlier content is lost when the buffer grows. If the allocation
+  // fails, the buffer is empty.
   T* reserve(int64_t n) {
     if (n > size_) {
+      size_ = 0, data_.clear();  // first, so that the old and the new memory do not exist at the same time
       data_ = c10::GetCPUAllocator()->allocate(static_cast<size_t>(n) * sizeof(T));
       size_ = n;
     }
@@ -80,5 +83,11 @@ struct TorchAllocator {
 
 template <typename T>
 using Vector = std::vector<T, TorchAllocator<T>>;
+
+// Frees the memory of Buffers and Vectors, or of objects that consist of these.
+template <typename... Memory>
+void release(Memory&... memory) {
+  ((memory = Memory()), ...);
+}
 
 }  // namespace grf

@@ -36,18 +36,19 @@ void SessionBatcher::read_state() {
   next_order_index_ = *cursor_.const_data_ptr<int64_t>();
   TORCH_CHECK_VALUE(next_order_index_ >= 0 && next_order_index_ <= order_length_, "cursor=", next_order_index_,
                     ": must be in [0, ", order_length_, "], up to the length of order");
-  const at::Tensor sessions = lane_session_.contiguous(), positions = lane_position_.contiguous();
-  const int64_t* order_index = sessions.const_data_ptr<int64_t>();
-  const int64_t* position = positions.const_data_ptr<int64_t>();
-  lanes_.resize(sessions.numel());
+  const int64_t* order_indices = lane_session_.const_data_ptr<int64_t>();
+  const int64_t* positions = lane_position_.const_data_ptr<int64_t>();
+  lanes_.resize(lane_session_.numel());
   for (size_t i = 0; i < lanes_.size(); ++i) {
-    TORCH_CHECK_VALUE(order_index[i] >= -1 && order_index[i] <= order_length_, "lane_session[", i, "]=", order_index[i],
+    const int64_t order_index = order_indices[i * lane_session_.stride(0)];
+    const int64_t position = positions[i * lane_position_.stride(0)];
+    TORCH_CHECK_VALUE(order_index >= -1 && order_index <= order_length_, "lane_session[", i, "]=", order_index,
                       ": must be in [-1, ", order_length_, "], up to the length of order");
     // The position of a lane without a session may be any number, so nothing is computed from it.
-    lanes_[i] = {order_index[i], position[i], /*end=*/0};
-    if (order_index[i] == -1 || order_index[i] == order_length_) continue;
-    const EventRange range = session_events(order_index[i]);
-    TORCH_CHECK_VALUE(range.begin <= position[i] && position[i] < range.end, "lane_position[", i, "]=", position[i],
+    lanes_[i] = {order_index, position, /*end=*/0};
+    if (order_index == -1 || order_index == order_length_) continue;
+    const EventRange range = session_events(order_index);
+    TORCH_CHECK_VALUE(range.begin <= position && position < range.end, "lane_position[", i, "]=", position,
                       ": outside its session, items[", range.begin, ":", range.end, "]");
     lanes_[i].end = range.end;
   }

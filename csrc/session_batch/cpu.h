@@ -32,13 +32,15 @@ class SessionBatcher {
   // Writes the new position to the tensors.
   void write_state() const;
 
+  // Returns to the position that the tensors hold. Allocates nothing, since the number of lanes is the same.
+  void read_state();
+
  private:
   // The events of a session: items [begin, end).
   struct EventRange {
     int64_t begin, end;
   };
   EventRange session_events(int64_t order_index) const;
-  void read_state();
   bool start_next_session(SessionLane& lane);
   template <typename item_t>
   void make_steps_from(const item_t* items, int64_t steps, int64_t* inputs, int64_t* targets, bool* reset);

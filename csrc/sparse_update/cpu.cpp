@@ -112,10 +112,11 @@ int64_t* sort_rows(const int64_t* index, int64_t n, int64_t n_rows, int64_t* buf
 
 template <typename T, template <typename> class Options>
 void update_rows(const RowTable<T>& table, const int64_t* index, int64_t n_index, const T* grad,
-                 const Options<T>& options) {
+                 const Options<T>& options, int64_t* memory) {
   if (n_index == 0 || table.width == 0) return;
-  Scratch<int64_t, SortScratch> scratch(3 * n_index + 1);
-  int64_t *buffer_1 = scratch.take(n_index), *buffer_2 = scratch.take(n_index), *starts = scratch.take(n_index + 1);
+  Scratch<int64_t, SortScratch> scratch(memory == nullptr ? sort_memory(n_index) : 0);
+  if (memory == nullptr) memory = scratch.take(sort_memory(n_index));
+  int64_t *buffer_1 = memory, *buffer_2 = buffer_1 + n_index, *starts = buffer_2 + n_index;
   const int64_t* sorted_positions = sort_positions(index, n_index, table.n_rows, buffer_1, buffer_2);
   int64_t n_touched = 0;  // number of rows with gradients; sorted_positions[starts[i]] is the i-th row's first gradient
   for (int64_t i = 0; i < n_index; ++i) {
@@ -151,10 +152,10 @@ void update_all(const RowTable<T>& table, const T* grad, const Options<T>& optio
   if (flat.width > 0) update_in_chunks<T>(/*n_touched=*/1, flat.width, touched, options);
 }
 
-#define GRF_INSTANTIATE(T, Options)                                                                    \
-  template void update_rows(const RowTable<T>&, const int64_t*, int64_t, const T*, const Options<T>&); \
-  template void update_row(const RowTable<T>&, int64_t, const T*, const T*, const int64_t*, int64_t,   \
-                           const Options<T>&, int64_t);                                                \
+#define GRF_INSTANTIATE(T, Options)                                                                              \
+  template void update_rows(const RowTable<T>&, const int64_t*, int64_t, const T*, const Options<T>&, int64_t*); \
+  template void update_row(const RowTable<T>&, int64_t, const T*, const T*, const int64_t*, int64_t,             \
+                           const Options<T>&, int64_t);                                                          \
   template void update_all(const RowTable<T>&, const T*, const Options<T>&);
 GRF_INSTANTIATE(float, AdagradOptions)
 GRF_INSTANTIATE(double, AdagradOptions)

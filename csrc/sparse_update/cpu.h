@@ -20,9 +20,13 @@ int64_t* sort_rows(const int64_t* index, int64_t n, int64_t n_rows, int64_t* buf
 
 // Updates the rows of the table that are listed in index [n_index]; row i of grad [n_index, width] is the gradient of
 // row index[i]. Gradients of the same row are first summed, in their order. Runs on the threads of at::parallel_for.
+// Allocates nothing if `memory`, for sort_memory(n_index) elements, is given.
 template <typename T, template <typename> class Options>
 void update_rows(const RowTable<T>& table, const int64_t* index, int64_t n_index, const T* grad,
-                 const Options<T>& options);
+                 const Options<T>& options, int64_t* memory = nullptr);
+constexpr int64_t sort_memory(int64_t n_index) {
+  return 3 * n_index + 1;
+}
 
 // Updates one row with the sum of first_grad [width], if not null, and the rows positions[0 .. n) of grad [..., width],
 // added in this order. At least one gradient must be given. Runs on the calling thread, for callers that compute

@@ -64,9 +64,10 @@ using BlockTuple = std::tuple<double, int64_t, int64_t>;  // loss, steps, events
 std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBatcher& batcher,
                                              const std::optional<NegativeSampler>& sampler, int64_t min_live,
                                              int64_t first_step, int64_t updates, const std::vector<at::Tensor>& hidden,
-                                             double lr, double momentum, double eps, const PhaseListener& on_phase) {
+                                             double lr, double momentum, double eps, int64_t n_tiles,
+                                             const PhaseListener& on_phase) {
   const RunRecord record = step.run(batcher, sampler.value_or(NegativeSampler{}), min_live, first_step, updates, hidden,
-                                    Adagrad{lr, momentum, eps}, poll_signals, on_phase);
+                                    Adagrad{lr, momentum, eps}, n_tiles, poll_signals, on_phase);
   std::vector<BlockTuple> blocks;
   for (const BlockRecord& block : record.blocks) blocks.emplace_back(block.loss, block.steps, block.events);
   return {std::move(blocks), record.finished};
@@ -74,10 +75,10 @@ std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBat
 
 double train_block(FusedTrainingStep& step, const at::Tensor& inputs, const at::Tensor& targets,
                    const at::Tensor& reset, const OptionalTensor& negatives, int64_t first_step,
-                   const std::vector<at::Tensor>& hidden, double lr, double momentum, double eps,
+                   const std::vector<at::Tensor>& hidden, double lr, double momentum, double eps, int64_t n_tiles,
                    const PhaseListener& on_phase) {
   return step.train_block(inputs, targets, reset, negatives.value_or(at::Tensor()), first_step, hidden,
-                          Adagrad{lr, momentum, eps}, on_phase);
+                          Adagrad{lr, momentum, eps}, n_tiles, on_phase);
 }
 
 }  // namespace
@@ -103,10 +104,10 @@ void bind_training(py::module_& m) {
            "elu_param"_a, "bpreg"_a, "label_smoothing"_a, "logq"_a, "sample_alpha"_a, "mask_accidental_hits"_a,
            "precision"_a, "log_support"_a, "steps"_a, "accumulate"_a)
       .def("run", &run, without_gil, py::kw_only(), "batcher"_a, "sampler"_a, "min_live"_a, "first_step"_a, "updates"_a,
-           "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "on_phase"_a,
+           "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "on_phase"_a,
            "Run updates; return (loss, steps, events) of each block and whether the epoch is over.")
       .def("train_block", &train_block, without_gil, py::kw_only(), "inputs"_a, "targets"_a, "reset"_a, "negatives"_a,
-           "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "on_phase"_a,
+           "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "on_phase"_a,
            "Run one update on a block; return its loss.");
 }
 

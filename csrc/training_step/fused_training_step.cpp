@@ -11,6 +11,7 @@
 
 #include "common/checks.h"
 #include "common/operator.h"
+#include "common/out_of_memory.h"
 #include "common/philox.h"
 #include "common/rows.h"
 #include "common/simd.h"
@@ -74,6 +75,18 @@ NegativeDraws make_negative_draws(const NegativeSampler& sampler, int64_t n_item
           /*log_prob=*/nullptr};
 }
 
+// Calls `change`, which changes weights. An error that memory ran out becomes another error.
+template <typename Change>
+void change_weights(const Change& change) {
+  try {
+    change();
+  } catch (const std::exception& error) {
+    TORCH_CHECK(!is_out_of_memory(error),
+                "out of memory in the middle of an update: the weights are partly updated; resume from a checkpoint");
+    throw;
+  }
+}
+
 // Limits how often signals are polled.
 class PollTimer {
  public:
@@ -111,7 +124,7 @@ class StepImpl final : public FusedTrainingStep {
 
   double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
                      const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
-                     const Adagrad& optimizer, const PhaseListener& on_phase) override {
+                     const Adagrad& optimizer, int64_t n_tiles, const PhaseListener& on_phase) override {
     const BusyGuard guard(*this);
     on_phase_ = on_phase ? &on_phase : nullptr;
     begin_phase("batch");
@@ -133,45 +146,43 @@ class StepImpl final : public FusedTrainingStep {
     check_events(block, output_.n_items());
     check_negatives(block, output_.n_items());
     states_ = state_pointers(hidden, shape[1]);
-    single_step_ = shape[0] == 1;
-    clear_gradients();
-    const double loss = forward_backward(block, /*loss_scale=*/1.0);
-    if (!std::isfinite(loss)) return loss;
-    compute_gradients(block, /*add=*/false, adagrad_options(optimizer));
-    update(block, adagrad_options(optimizer));
-    return loss;
+    set_tiles(n_tiles, /*steps_per_update=*/shape[0]);
+    try {
+      clear_gradients();
+      const double loss = forward_backward(block, /*loss_scale=*/1.0);
+      if (!std::isfinite(loss)) return loss;
+      compute_gradients(block, /*add=*/false);
+      update(adagrad_options(optimizer));
+      return loss;
+    } catch (const std::exception& error) {
+      if (is_out_of_memory(error)) release_memory();
+      throw;
+    }
   }
 
   RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
-                int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
+                int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer, int64_t n_tiles,
                 const std::function<void()>& poll, const PhaseListener& on_phase) override {
     const BusyGuard guard(*this);
     on_phase_ = on_phase ? &on_phase : nullptr;
     states_ = state_pointers(hidden, batcher.n_lanes());
-    single_step_ = steps_ * accumulate_ == 1;
+    set_tiles(n_tiles, steps_ * accumulate_);
     const NegativeDraws draws = make_negative_draws(sampler, output_.n_items());
     const AdagradOptions<T> options = adagrad_options(optimizer);
     RunRecord record{/*blocks=*/{}, /*finished=*/false};
     PollTimer timer;
     for (int64_t i = 0; i < updates && !record.finished; ++i) {
-      Block block{};
-      clear_gradients();
-      int64_t pending = 0;  // number of blocks whose gradients are computed but not applied
-      while (pending < accumulate_ && !record.finished) {
-        const Block next = next_block(batcher, draws, sampler, min_live, first_step);
-        record.finished = next.range.steps < steps_;
-        if (next.range.steps == 0) break;
-        block = next;
-        record.blocks.push_back(
-            {forward_backward(block, 1.0 / static_cast<double>(accumulate_)), block.range.steps, block.n_events()});
-        if (!std::isfinite(record.blocks.back().loss)) return record;
-        compute_gradients(block, pending++ > 0, options);
-        first_step += block.range.steps;
-      }
-      if (pending > 0) {
-        // Each block's loss was divided by accumulate_. At the end of the epoch there may be fewer blocks.
-        if (pending < accumulate_) scale_gradients(static_cast<T>(accumulate_) / static_cast<T>(pending));
-        update(block, options);
+      const size_t n_blocks = record.blocks.size();
+      try {
+        if (!run_update(batcher, draws, sampler, min_live, first_step, options, record)) return record;
+      } catch (const std::exception& error) {
+        if (!is_out_of_memory(error)) throw;
+        batcher.read_state();
+        restore_states(batcher.n_lanes());
+        release_memory();
+        if (i == 0) throw;
+        record.blocks.resize(n_blocks), record.finished = false;
+        return record;
       }
       batcher.write_state();
       if (poll && timer.is_due()) poll();
@@ -180,6 +191,68 @@ class StepImpl final : public FusedTrainingStep {
   }
 
  private:
+  // Makes one update by the next blocks. Appends their results to `record` and advances `first_step`. Returns false if
+  // the loss is infinite or NaN.
+  bool run_update(SessionBatcher& batcher, const NegativeDraws& draws, const NegativeSampler& sampler, int64_t min_live,
+                  int64_t& first_step, const AdagradOptions<T>& options, RunRecord& record) {
+    save_states(batcher.n_lanes());
+    clear_gradients();
+    int64_t pending = 0;  // number of blocks whose gradients are computed but not applied
+    while (pending < accumulate_ && !record.finished) {
+      const Block block = next_block(batcher, draws, sampler, min_live, first_step);
+      record.finished = block.range.steps < steps_;
+      if (block.range.steps == 0) break;
+      record.blocks.push_back(
+          {forward_backward(block, 1.0 / static_cast<double>(accumulate_)), block.range.steps, block.n_events()});
+      if (!std::isfinite(record.blocks.back().loss)) return false;
+      compute_gradients(block, pending++ > 0);
+      first_step += block.range.steps;
+    }
+    if (pending == 0) return true;
+    // Each block's loss was divided by accumulate_. At the end of the epoch there may be fewer blocks.
+    if (pending < accumulate_) scale_gradients(static_cast<T>(accumulate_) / static_cast<T>(pending));
+    update(options);
+    return true;
+  }
+
+  void set_tiles(int64_t n_tiles, int64_t steps_per_update) {
+    TORCH_CHECK_VALUE(n_tiles > 0, "n_tiles=", n_tiles, ": must be positive");
+    output_.set_tiles(n_tiles);
+    single_step_ = steps_per_update == 1 && n_tiles == 1;
+  }
+
+  // Copies the hidden states, for restore_states. Nothing is done with one block per update, since then the states are
+  // written after all allocations.
+  void save_states(int64_t lanes) {
+    if (accumulate_ == 1) return;
+    int64_t width = 0;
+    for (size_t layer = 0; layer < states_.size(); ++layer) width += state_width(layer);
+    T* copy = saved_states_.reserve(lanes * width);
+    for (size_t layer = 0; layer < states_.size(); ++layer) {
+      copy = std::copy_n(states_[layer], lanes * state_width(layer), copy);
+    }
+  }
+
+  // Restores the hidden states of the last save_states, if that has not failed.
+  void restore_states(int64_t lanes) {
+    const T* copy = saved_states_.data();
+    if (copy == nullptr) return;
+    for (size_t layer = 0; layer < states_.size(); ++layer) {
+      const int64_t size = lanes * state_width(layer);
+      std::copy_n(copy, size, states_[layer]);
+      copy += size;
+    }
+  }
+
+  int64_t state_width(size_t layer) const { return network_.layers[layer].weight_hh.weight.size(1); }
+
+  // Frees all memory that this object can allocate again.
+  void release_memory() {
+    stack_.release_memory();
+    output_.release_memory();
+    release(grad_embedding_, events_, negatives_, reset_, x_, masks_, grad_hidden_, saved_states_);
+  }
+
   void begin_phase(const char* name) const {
     if (on_phase_ != nullptr) (*on_phase_)(name);
   }
@@ -194,8 +267,8 @@ class StepImpl final : public FusedTrainingStep {
                       network_.layers.size(), ", not ", hidden.size());
     std::vector<T*> pointers;
     for (size_t layer = 0; layer < hidden.size(); ++layer) {
-      const int64_t width = network_.layers[layer].weight_hh.weight.size(1);
-      const at::Tensor state = contiguous(hidden[layer], "hidden", {lanes, width}, c10::CppTypeToScalarType<T>::value);
+      const at::Tensor state =
+          contiguous(hidden[layer], "hidden", {lanes, state_width(layer)}, c10::CppTypeToScalarType<T>::value);
       TORCH_CHECK_VALUE(state.is_same(hidden[layer]), "hidden must be contiguous, since it is updated in place");
       pointers.push_back(state.template mutable_data_ptr<T>());
     }
@@ -265,8 +338,7 @@ class StepImpl final : public FusedTrainingStep {
     for (int64_t t = 0; t < range.steps; ++t) {
       const int64_t row = t * range.lanes, width = output_.width();
       sum += output_.score(stack_.output() + row * width, block.targets + row, range.lanes,
-                           block.negatives + t * block.n, block.n, loss_scale, grad + row * width);
-      if (!single_step_ && std::isfinite(sum)) output_.store_gradient();
+                           block.negatives + t * block.n, block.n, loss_scale, grad + row * width, !single_step_);
     }
     begin_phase("backward");
     backward(block, all, grad);
@@ -299,36 +371,43 @@ class StepImpl final : public FusedTrainingStep {
     if (mask_ != nullptr) multiply_in_place(mask_ + offset, rows * width, stack_.grad_x() + offset);
   }
 
-  // Computes the gradients of the parameters or, with `add`, adds to them. If the update consists of one step, this
-  // function also updates the GRU, and `update` computes the gradients of the output table.
-  void compute_gradients(const Block& block, bool add, const AdagradOptions<T>& options) {
-    const int64_t rows = block.range.rows(), width = embedding_.width;
+  // Computes the gradients of the parameters or, with `add`, adds to them. If the update consists of one step, `update`
+  // computes those of the GRU and of the output table as negatives. Allocates all memory that `update` needs, and then
+  // writes the states, so that nothing has changed if an allocation fails.
+  void compute_gradients(const Block& block, bool add) {
+    const int64_t rows = block.range.rows();
+    const bool separate = network_.embedding.defined();
+    if (separate) {
+      grad_embedding_.append_live(block.inputs, rows, embedding_.width, stack_.grad_x());
+      grad_embedding_.reserve_for_apply();
+    }
     if (single_step_) {
-      begin_phase("update");
-      stack_.compute_gradients_and_update(options);
-    } else {
-      stack_.compute_gradients(add);
+      output_.prepare_update(block.inputs, /*n=*/separate ? 0 : rows, stack_.grad_x());
+      return;
     }
+    stack_.compute_gradients(add);
+    if (!separate) output_.store_input_gradient(block.inputs, rows, stack_.grad_x());
+    output_.reserve_for_apply();
     stack_.write_states();
-    if (network_.embedding.defined()) {
-      grad_embedding_.append_live(block.inputs, rows, width, stack_.grad_x());
-    } else if (!single_step_) {
-      output_.store_input_gradient(block.inputs, rows, stack_.grad_x());
-    }
   }
 
-  // Updates the parameters that compute_gradients has not updated. `block` is the last block of the update.
-  void update(const Block& block, const AdagradOptions<T>& options) {
+  // Updates the parameters. compute_gradients must have run for all blocks of the update.
+  void update(const AdagradOptions<T>& options) {
     begin_phase("update");
-    if (!single_step_) stack_.update(options);
-    if (network_.embedding.defined()) grad_embedding_.apply(embedding_, options);
-    if (!single_step_) {
-      output_.apply_stored(options);
-    } else if (network_.embedding.defined()) {
-      output_.update(/*inputs=*/nullptr, /*n=*/0, /*grad_inputs=*/nullptr, options);
-    } else {
-      output_.update(block.inputs, block.range.rows(), stack_.grad_x(), options);
-    }
+    change_weights([&] {
+      if (single_step_) {
+        stack_.compute_gradients_and_update(options);
+        stack_.write_states();
+      } else {
+        stack_.update(options);
+      }
+      if (network_.embedding.defined()) grad_embedding_.apply(embedding_, options);
+      if (single_step_) {
+        output_.update(options);
+      } else {
+        output_.apply_stored(options);
+      }
+    });
   }
 
   // Clears stored gradients, which an update that did not finish may have left.
@@ -356,7 +435,7 @@ class StepImpl final : public FusedTrainingStep {
   RowGradients<T> grad_embedding_;
   Buffer<int64_t> events_, negatives_;
   Buffer<bool> reset_;
-  Buffer<T> x_, masks_, grad_hidden_;
+  Buffer<T> x_, masks_, grad_hidden_, saved_states_;
 };
 
 }  // namespace

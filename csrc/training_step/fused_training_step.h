@@ -61,6 +61,15 @@ struct RunRecord {
 using PhaseListener = std::function<void(const char* phase)>;
 
 // Trains a network by blocks. `make` creates the subclass for the dtype of the parameters.
+//
+// `n_tiles` of train_block and `run`: the scores of a step are computed for ceil(m / n_tiles) of its m live lanes at a
+// time, so that more tiles need less memory. The results are equal up to rounding errors.
+//
+// An update that runs out of memory has not begun: weights, optimizer state, hidden states and the batcher's position
+// are as before it. The memory of this object is freed, and the error of the allocation (see is_out_of_memory) is
+// thrown. The update can be repeated, with more tiles. After the first weight has changed, only matrix products
+// allocate memory, of a small size. If that fails, another error is thrown, which says that the weights are partly
+// updated.
 class FusedTrainingStep {
  public:
   // Exists while train_block or `run` executes. Both use the same memory, so only one thread may call them at a time; a
@@ -89,15 +98,16 @@ class FusedTrainingStep {
   // one state [B, H] per layer, which is updated. Returns the loss. If the loss is infinite or NaN, nothing is updated.
   virtual double train_block(const at::Tensor& inputs, const at::Tensor& targets, const at::Tensor& reset,
                              const at::Tensor& negatives, int64_t first_step, const std::vector<at::Tensor>& hidden,
-                             const Adagrad& optimizer, const PhaseListener& on_phase) = 0;
+                             const Adagrad& optimizer, int64_t n_tiles, const PhaseListener& on_phase) = 0;
 
   // Trains on the batcher's next mini-batches, for at most `updates` updates or until a step has fewer than `min_live`
   // live lanes. `first_step` and `hidden` are as in train_block. Stops before an update whose loss is infinite or NaN;
-  // that loss is then in the last BlockRecord. `poll` is called between updates, about every 50 ms. If `poll` throws,
-  // the run ends after a complete update.
+  // that loss is then in the last BlockRecord. Also stops before an update that runs out of memory; only if this is the
+  // first update of the call, the error is thrown. `poll` is called between updates, about every 50 ms. If `poll`
+  // throws, the run ends after a complete update.
   virtual RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
-                        const std::function<void()>& poll, const PhaseListener& on_phase) = 0;
+                        int64_t n_tiles, const std::function<void()>& poll, const PhaseListener& on_phase) = 0;
 
  private:
   std::atomic<bool> busy_{false};

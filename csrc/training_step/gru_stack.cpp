@@ -46,6 +46,7 @@ void GruStack<T>::prepare(const StepRange& range, const T* x, const std::vector<
       buffer->reserve(rows * 3 * hidden);
     }
     layer.saved.reserve(rows * 4 * hidden), layer.grad_inputs.reserve(rows * layer.input);
+    layer.bias_ih.grad(), layer.bias_hh.grad();  // allocated here, since compute_gradients_and_update must not fail
     layer.x = x, layer.state = states[l], layer.mask = nullptr;
     x = layer.outputs.reserve(rows * hidden);
     if (dropout_ == 0) continue;
@@ -147,6 +148,17 @@ void GruStack<T>::compute_gradients(Layer& layer, bool add, const AdagradOptions
 template <typename T>
 void GruStack<T>::compute_gradients(bool add, const AdagradOptions<T>* update) {
   for (Layer& layer : layers_) compute_gradients(layer, add, update);
+}
+
+template <typename T>
+void GruStack<T>::release_memory() {
+  for (Layer& layer : layers_) {
+    release(layer.gate_inputs, layer.outputs, layer.saved, layer.masks, layer.grad_gate_inputs, layer.grad_recurrent,
+            layer.grad_inputs);
+    for (DenseParameter<T>* parameter : {&layer.weight_ih, &layer.weight_hh, &layer.bias_ih, &layer.bias_hh}) {
+      parameter->release_grad();
+    }
+  }
 }
 
 template <typename T>

@@ -61,8 +61,12 @@ class GruStack {
   void compute_gradients(bool add) { compute_gradients(add, /*update=*/nullptr); }
 
   // For T = 1: computes the gradients of all parameters and updates the parameters. The gradients of the weights are
-  // not stored; each block of their rows is used when it is computed.
+  // not stored; each block of their rows is used when it is computed. The only allocations are small ones inside matrix
+  // products.
   void compute_gradients_and_update(const AdagradOptions<T>& options) { compute_gradients(/*add=*/false, &options); }
+
+  // Frees the memory that `prepare` and compute_gradients have allocated.
+  void release_memory();
 
   // Copies the outputs of the last step to the states.
   void write_states();

@@ -33,7 +33,7 @@ void RowGradients<T>::scale(T factor) {
 
 template <typename T>
 void RowGradients<T>::apply(const RowTable<T>& table, const AdagradOptions<T>& options) {
-  update_rows(table, index_.data(), static_cast<int64_t>(index_.size()), grad_.data(), options);
+  update_rows(table, index_.data(), static_cast<int64_t>(index_.size()), grad_.data(), options, order_.data());
   clear();
 }
 
@@ -108,13 +108,14 @@ void OutputTable<T>::prepare(const T* hidden, const int64_t* targets, int64_t la
   gather_columns();
   const int64_t stride = problem_.score_stride();
   score_columns_ = problem_.prepare_columns(columns_.reserve(2 * stride));
-  grad_scores_ = scores_.reserve(problem_.m * stride);
+  tile_lanes_ = (problem_.m + n_tiles_ - 1) / n_tiles_;
+  grad_scores_ = scores_.reserve(tile_lanes_ * stride);
   losses_.resize(static_cast<size_t>(problem_.m));
 }
 
 template <typename T>
 void OutputTable<T>::score_lanes(int64_t first, int64_t count, T* grad_hidden) {
-  T* scores = grad_scores_ + first * problem_.score_stride();
+  T* scores = grad_scores_ + first % tile_lanes_ * problem_.score_stride();
   problem_.differentiate_rows(first, count, score_columns_, scores, losses_.data() + first);
   problem_.hidden_gradient(count, scores, grad_hidden + first * width());
 }
@@ -128,27 +129,29 @@ double OutputTable<T>::loss() const {
 
 template <typename T>
 double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives,
-                             int64_t n, double loss_scale, T* grad_hidden) {
+                             int64_t n, double loss_scale, T* grad_hidden, bool store) {
   prepare(hidden, targets, lanes, negatives, n, loss_scale);
-  const int64_t m = problem_.m;
-  if (m == lanes) {
-    score_lanes(/*first=*/0, m, grad_hidden);
-    return loss();
+  const int64_t m = problem_.m, columns = m + problem_.n;
+  T* live_grad = m == lanes ? grad_hidden : live_grad_.reserve(m * width());
+  T* grad_weight = store ? stored_weight_.append(items_.data(), columns, width()) : nullptr;
+  T* grad_bias = store ? stored_bias_.append(items_.data(), columns, /*width=*/1) : nullptr;
+  for (int64_t first = 0; first < m; first += tile_lanes_) {
+    const int64_t count = std::min(tile_lanes_, m - first);
+    score_lanes(first, count, live_grad);
+    if (store) add_tile_gradient(first, count, grad_weight, grad_bias);
   }
-  T* live_grad = live_grad_.reserve(m * width());
-  score_lanes(/*first=*/0, m, live_grad);
+  if (m == lanes) return loss();
   std::fill_n(grad_hidden, lanes * width(), T{0});
   for (int64_t i = 0; i < m; ++i) std::copy_n(live_grad + i * width(), width(), grad_hidden + live_[i] * width());
   return loss();
 }
 
 template <typename T>
-void OutputTable<T>::store_gradient() {
+void OutputTable<T>::add_tile_gradient(int64_t first, int64_t count, T* weight, T* bias) {
   const int64_t columns = problem_.m + problem_.n, stride = problem_.score_stride();
-  const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width()};
-  multiply(columns, width(), problem_.m, grad.transposed(), h, stored_weight_.append(items_.data(), columns, width()),
-           width(), /*add=*/false, options_.precision);
-  add_column_sums(grad_scores_, problem_.m, columns, stride, stored_bias_.append(items_.data(), columns, /*width=*/1));
+  const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden + first * width(), width()};
+  multiply(columns, width(), count, grad.transposed(), h, weight, width(), /*add=*/first > 0, options_.precision);
+  add_column_sums(grad_scores_, count, columns, stride, bias);
 }
 
 template <typename T>
@@ -203,26 +206,32 @@ void OutputTable<T>::group_other_gradients() {
 }
 
 template <typename T>
-void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options) {
-  const int64_t m = problem_.m, columns = m + problem_.n, stride = problem_.score_stride(), width = this->width();
+void OutputTable<T>::prepare_update(const int64_t* inputs, int64_t n, const T* grad_inputs) {
   collect_other_gradients(inputs, n, grad_inputs);
   group_other_gradients();
-  T* sums = sums_.reserve(columns);
-  std::fill_n(sums, columns, T{0});
-  add_column_sums(grad_scores_, m, columns, stride, sums);
+  const int64_t columns = problem_.m + problem_.n;
+  bias_grad_ = bias_grad_buffer_.reserve(columns);
+  std::fill_n(bias_grad_, columns, T{0});
+  add_column_sums(grad_scores_, problem_.m, columns, problem_.score_stride(), bias_grad_);
+}
+
+template <typename T>
+void OutputTable<T>::update(const AdagradOptions<T>& options) {
+  const int64_t m = problem_.m, stride = problem_.score_stride(), width = this->width();
   // Updates an item's row and its bias. grad and grad_bias are the gradients of the item as a negative, or null.
   const auto update_item = [&](const OtherGradients& others, const T* grad, const T* grad_bias, int64_t next_row) {
     update_row(weight_, others.row, grad, other_grad_, others.positions, others.n, options, next_row);
     int64_t n_targets = 0;
     while (n_targets < others.n && others.positions[n_targets] < m) ++n_targets;
     if (grad_bias != nullptr || n_targets > 0) {
-      update_row(bias_, others.row, grad_bias, sums, others.positions, n_targets, options);
+      update_row(bias_, others.row, grad_bias, bias_grad_, others.positions, n_targets, options);
     }
   };
   const auto update_negatives = [&](int64_t first, int64_t rows, const T* block) {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t d = first + i;
-      update_item(for_negatives_[d], block + i * width, sums + m + d, i + 1 < rows ? for_negatives_[d + 1].row : -1);
+      update_item(for_negatives_[d], block + i * width, bias_grad_ + m + d,
+                  i + 1 < rows ? for_negatives_[d + 1].row : -1);
     }
   };
   const Matrix<T> grad{grad_scores_, stride}, h{problem_.hidden, width};
@@ -235,6 +244,13 @@ void OutputTable<T>::update(const int64_t* inputs, int64_t n, const T* grad_inpu
                   i + 1 < end ? for_other_rows_[i + 1].row : -1);
     }
   });
+}
+
+template <typename T>
+void OutputTable<T>::release_memory() {
+  release(live_, items_, counts_, losses_, live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_,
+          other_grad_buffer_, bias_grad_buffer_, order_, other_rows_, for_negatives_, for_other_rows_, stored_weight_,
+          stored_bias_);
 }
 
 template class RowGradients<float>;

@@ -29,12 +29,16 @@ class RowGradients {
     grad_.clear();
   }
 
+  // Allocates what `apply` needs, so that `apply` allocates nothing.
+  void reserve_for_apply() { order_.reserve(sort_memory(static_cast<int64_t>(index_.size()))); }
+
   // Updates each row by the sum of its gradients, then clears the gradients.
   void apply(const RowTable<T>& table, const AdagradOptions<T>& options);
 
  private:
   Vector<int64_t> index_;
   Vector<T> grad_;
+  Buffer<int64_t> order_;
 };
 
 // The options of the loss, named as in nn/sampled_loss.py.
@@ -58,22 +62,24 @@ class OutputTable {
   Precision precision() const { return options_.precision; }
   const RowTable<T>& weight() const { return weight_; }
 
+  // Lets `score` compute the scores of ceil(m / n_tiles) of the m live lanes at a time, in memory for these lanes. With
+  // several tiles, the gradients of the table must be stored.
+  void set_tiles(int64_t n_tiles) { n_tiles_ = n_tiles; }
+
   // Scores one step: hidden [B, H] against targets [B] (-1 in dead lanes, which have no session left) and negatives
   // [n]. Returns the loss, summed over live lanes and divided by batch_size. Computes grad_hidden [B, H], the gradient
-  // of the loss times `loss_scale`. The caller must not change the arguments until it has called store_gradient or
-  // `update`.
+  // of the loss times `loss_scale`. With `store`, also computes the gradients of the table and stores them until
+  // apply_stored. Without it, the caller must not change the arguments until it has called `update`.
   double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
-               double loss_scale, T* grad_hidden);
+               double loss_scale, T* grad_hidden, bool store);
 
-  // These three functions together do the same as `score`, for steps without dead lanes: call `prepare`, score_lanes
-  // for all lanes, then `loss`. Several threads may call score_lanes for different lanes.
+  // These three functions together do the same as `score` with one tile and without `store`, for steps without dead
+  // lanes: call `prepare`, score_lanes for all lanes, then `loss`. Several threads may call score_lanes for different
+  // lanes.
   void prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
                double loss_scale);
   void score_lanes(int64_t first, int64_t count, T* grad_hidden);
   double loss() const;
-
-  // For an update from several steps: stores the gradients of the table from the last step until apply_stored.
-  void store_gradient();
 
   // If the table also embeds the inputs: stores the gradients grad [n, H] of the inputs [n] until apply_stored.
   void store_input_gradient(const int64_t* inputs, int64_t n, const T* grad) {
@@ -86,13 +92,27 @@ class OutputTable {
     stored_bias_.clear();
   }
 
+  // Allocates what apply_stored needs, so that apply_stored allocates nothing.
+  void reserve_for_apply() {
+    stored_weight_.reserve_for_apply();
+    stored_bias_.reserve_for_apply();
+  }
+
   // Updates the table by the stored gradients, then clears them.
   void apply_stored(const AdagradOptions<T>& options);
 
-  // For an update from one step: updates the table without storing its gradients. The row of each distinct negative is
-  // updated as soon as its gradient as a negative is computed, together with its gradients as a target and as one of
-  // the `inputs` [n]. After that, the rows that are not negatives are updated.
-  void update(const int64_t* inputs, int64_t n, const T* grad_inputs, const AdagradOptions<T>& options);
+  // For an update from one step, first half: collects the gradients of rows as targets and as the `inputs` [n], and the
+  // gradients of the biases.
+  void prepare_update(const int64_t* inputs, int64_t n, const T* grad_inputs);
+
+  // For an update from one step, second half: updates the table without storing its gradients. The row of each distinct
+  // negative is updated as soon as its gradient as a negative is computed, together with the gradients that
+  // prepare_update has collected. After that, the rows that are not negatives are updated. The only
+  // allocations are small ones inside the matrix product.
+  void update(const AdagradOptions<T>& options);
+
+  // Frees the memory that the functions have allocated, and the stored gradients.
+  void release_memory();
 
  private:
   // The gradients of a row as a target and as an input, but not as a negative: rows positions[0 .. n) of other_grad_.
@@ -104,6 +124,9 @@ class OutputTable {
 
   void collect_other_gradients(const int64_t* inputs, int64_t n, const T* grad_inputs);
   void group_other_gradients();
+  // Stores the gradients of the table from a tile: the live lanes [first, first + count), whose gradients of the scores
+  // are at the beginning of scores_. `weight` and `bias` are the stored gradients of the step.
+  void add_tile_gradient(int64_t first, int64_t count, T* weight, T* bias);
   void select_live(const T* hidden, const int64_t* targets, int64_t lanes);
   void select_distinct(const int64_t* negatives, int64_t n);
   void gather_columns();
@@ -111,6 +134,7 @@ class OutputTable {
   RowTable<T> weight_, bias_;
   at::Tensor log_support_;  // undefined without the logQ correction
   ScoreOptions options_;
+  int64_t n_tiles_ = 1;
 
   // The live lanes of the last step, and the items of the columns of scores: the targets of the live lanes, then the
   // distinct negatives in increasing order.
@@ -119,15 +143,16 @@ class OutputTable {
   SampledLoss<T> problem_{};
   ScoreColumns<T> score_columns_{};
   T* grad_scores_ = nullptr;
-  Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, other_grad_buffer_, sums_;
+  int64_t tile_lanes_ = 0;  // the number of live lanes for which grad_scores_ has rows
+  Buffer<T> live_hidden_, rows_, bias_and_log_q_, columns_, scores_, live_grad_, other_grad_buffer_, bias_grad_buffer_;
   Buffer<int64_t> order_;
 
   // Used by `update`: gradients of rows as targets and as inputs.
-  Vector<int64_t> other_rows_;             // the row of each gradient
-  T* other_grad_ = nullptr;                // the gradients
-  const int64_t* other_order_ = nullptr;   // their positions, sorted by row
-  Vector<OtherGradients> for_negatives_;   // the gradients of each distinct negative; may be none
-  Vector<OtherGradients> for_other_rows_;  // the gradients of each row that is not a negative
+  Vector<int64_t> other_rows_;                      // the row of each gradient
+  T *other_grad_ = nullptr, *bias_grad_ = nullptr;  // the gradients of rows, and of the biases of all columns
+  const int64_t* other_order_ = nullptr;            // their positions, sorted by row
+  Vector<OtherGradients> for_negatives_;            // the gradients of each distinct negative; may be none
+  Vector<OtherGradients> for_other_rows_;           // the gradients of each row that is not a negative
 
   RowGradients<T> stored_weight_, stored_bias_;
 };

@@ -50,6 +50,8 @@ class DenseParameter {
   const T* weight() const { return table_.weight; }
   T* grad() { return grad_.reserve(size()); }
 
+  void release_grad() { release(grad_); }
+
   // Returns the memory of the gradient, for callers that add to it. Sets it to zeros first, unless `add` is true.
   T* start_grad(bool add) {
     if (!add) std::fill_n(grad(), size(), T{0});

@@ -160,6 +160,14 @@ class FusedTrainingStep:
     Each call uses the weights, optimizer state, hyperparameters and train or eval mode that network and optimizer have
     at the time of the call. Only the constructor reads the options of the criterion.
 
+    An update that runs out of memory has not begun: weights, optimizer state, hidden states and the position in the
+    epoch are as before it, and the memory of the step is freed. It can be repeated with more `n_tiles`.
+
+    Attributes:
+        n_tiles: 1 by default, and may be changed between calls. The scores of a step (one row per live lane, one column
+            per item; the largest part of the memory) are computed for ceil(m / n_tiles) of the m live lanes at a time.
+            The results are equal up to rounding errors.
+
     Args:
         network, criterion, optimizer: the network to train, its loss, and the optimizer of its parameters;
             `why_not_fused` must return None for them. Missing optimizer state is created.
@@ -187,6 +195,7 @@ class FusedTrainingStep:
         if precision == "bf16" and network.output.weight.dtype != torch.float32:
             raise ValueError(f"precision='bf16' needs float32 weights, not {network.output.weight.dtype}")
         self.steps = steps
+        self.n_tiles = 1
         self._network, self._optimizer = network, optimizer
         self._options = {
             "loss": criterion.loss,
@@ -276,6 +285,7 @@ class FusedTrainingStep:
 
         Raises:
             ValueError: an argument has the wrong shape, dtype or range.
+            RuntimeError, MemoryError: out of memory, see `FusedEpoch.run`.
         """
         self._rebind_if_changed()
         try:
@@ -288,6 +298,7 @@ class FusedTrainingStep:
                         negatives=negatives,
                         first_step=step,
                         hidden=list(hidden),
+                        n_tiles=self.n_tiles,
                         on_phase=on_phase,
                         **self._hyperparameters(),
                     )
@@ -349,7 +360,11 @@ class FusedEpoch:
 
         If the loss of a block is not finite, the call ends before the update, and this block is the last one of the
         result. An exception, Ctrl-C included, is raised between two updates. The number of updates is unknown then, and
-        this object must not be used again.
+        this object must not be used again, except after an error that memory ran out (see below).
+
+        If memory runs out, the call ends before the update that needs it, and returns the earlier updates. Only if it
+        is the first update of the call, the error is raised. Nothing has changed then, and the next call repeats this
+        update; set more `n_tiles` of the step before.
 
         Args:
             updates: at least 1.
@@ -359,6 +374,10 @@ class FusedEpoch:
 
         Raises:
             ValueError: an item is out of range for the catalogue.
+            RuntimeError: "DefaultCPUAllocator: can't allocate memory ...": the first update does not fit into memory.
+                Or "out of memory in the middle of an update ...": the weights are partly updated; resume from a
+                checkpoint. Only the small memory inside some matrix products is allocated so late.
+            MemoryError: as "can't allocate memory", for an allocation outside of torch.
         """
         if self._finished:
             return [], True
@@ -372,6 +391,7 @@ class FusedEpoch:
                     first_step=step,
                     updates=updates,
                     hidden=list(hidden),
+                    n_tiles=self._training_step.n_tiles,
                     on_phase=on_phase,
                     **self._training_step._hyperparameters(),
                 )
