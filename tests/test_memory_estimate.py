@@ -17,7 +17,8 @@ from gru4rec_fast import NGCF, GRU4Rec, LightGCN
 from gru4rec_fast.data import InteractionGraph, SessionStore
 from gru4rec_fast.models import GRU4RecParameters, LightGCNParameters, NGCFParameters, estimate_memory
 from gru4rec_fast.models.builders import build_graph_runner, build_session_network, build_session_runner
-from gru4rec_fast.profiling import MemoryProfiler
+from gru4rec_fast.models.memory_estimate import _estimate_sessions
+from gru4rec_fast.profiling import MemoryProfiler, oom_guard
 from gru4rec_fast.training.progress import SilentProgress
 
 N_USERS, N_ITEMS, N_EDGES = 1_500, 1_000, 12_000
@@ -122,17 +123,26 @@ def test_activations_and_evaluation_of_graph_models(cls: Any, parameters: dict[s
     assert estimate.evaluation >= 0.95 * final
 
 
-def test_workspace_of_the_fused_step(native_library: None) -> None:
-    """The buffers that the fused step reserves are within 15 % of the estimate."""
-    p = GRU4RecParameters(layers=[96, 64], batch_size=60, n_sample=500, bptt=4, dropout_p_hidden=0.2, seed=0)
-    store = random_store(4_000)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"layers": [96, 64], "batch_size": 60, "bptt": 4, "dropout_p_hidden": 0.2},
+        {"layers": [96], "batch_size": 240},
+    ],
+)
+@pytest.mark.parametrize("n_parts", [1, 4])
+def test_workspace_of_the_fused_step(parameters: dict[str, Any], n_parts: int, native_library: None) -> None:
+    """The buffers that the fused step reserves are within 15 % of the estimate, whole or in parts."""
+    p = GRU4RecParameters(n_sample=500, seed=0, **parameters)
+    store = random_store(4_000, n_sessions=p.batch_size)
     runner = build_session_runner(p, build_session_network(p, store.n_items), store)
     assert runner.why_not_fused is None
     runner.run_updates(1)  # creates the state of the optimizer
     runner.start_next_epoch()
     runner.hidden = None
-    measured = peak_allocation(lambda: runner.run_epoch(SilentProgress(), lambda: None))
-    estimate = estimate_memory(p, store.n_items)
+    with oom_guard(n_parts=n_parts):
+        measured = peak_allocation(lambda: runner.run_epoch(SilentProgress(), lambda: None))
+    estimate = _estimate_sessions(p, store.n_items, batch_size=512, n_parts=n_parts)
     assert estimate.workspace == pytest.approx(measured, rel=0.15)
 
 
@@ -165,7 +175,15 @@ def test_a_budget_chooses_the_batch_size_and_keeps_the_metrics() -> None:
     with pytest.raises(ValueError, match=f"memory_budget=1000: an evaluation needs at least {smallest} bytes"):
         estimate_memory(model, N_ITEMS, **sizes, memory_budget=1000)
     sessions = estimate_memory(GRU4Rec(layers=[512]), 1_000, batch_size=1 << 16, memory_budget=60_000_000)
-    assert 512 <= sessions.evaluation_batch_size < 1 << 16
+    assert 512 <= sessions.evaluation_batch_size < 1 << 16 and sessions.n_parts == 1
+
+    p = GRU4Rec(batch_size=4096, n_sample=0)
+    whole, smallest = (_estimate_sessions(p, 5_000, 512, n_parts).training for n_parts in (1, 4096))
+    assert estimate_memory(p, 5_000, memory_budget=whole).n_parts == 1
+    chosen = estimate_memory(p, 5_000, memory_budget=whole // 2)
+    assert chosen.n_parts == 8 and chosen.training <= whole // 2
+    too_little = estimate_memory(p, 5_000, memory_budget=smallest - 1)
+    assert (too_little.n_parts, too_little.training) == (4096, smallest)
 
 
 def test_error_names_the_argument() -> None:

@@ -43,6 +43,7 @@ class MemoryEstimate:
         activations: what forward and backward by autograd need beyond that.
         evaluation: what an evaluation needs beyond the parameters.
         evaluation_batch_size: the `batch_size` of that evaluation.
+        n_parts: number of parts in which an update computes its loss, for `profiling.oom_guard(n_parts=)`.
     """
 
     parameters: int
@@ -53,6 +54,7 @@ class MemoryEstimate:
     activations: int
     evaluation: int
     evaluation_batch_size: int
+    n_parts: int = 1
 
     @property
     def training(self) -> int:
@@ -86,7 +88,7 @@ class MemoryEstimate:
     def rows(self) -> list[tuple[str, str]]:
         """Return the name of each attribute and sum with its size in MiB, for a table."""
         return [
-            (name, f"{value:,}" if name == "evaluation_batch_size" else f"{value / 2**20:,.1f} MiB")
+            (name, f"{value:,}" if name in ("evaluation_batch_size", "n_parts") else f"{value / 2**20:,.1f} MiB")
             for name, value in self.to_dict().items()
         ]
 
@@ -108,7 +110,10 @@ def estimate_memory(
     """Return the estimated memory of a training and an evaluation on the CPU with native kernels.
 
         estimate_memory(GRU4RecParameters(layers=[100]), n_items=1_000_000).peak
-        model.evaluate(test, batch_size=estimate_memory(model, n, memory_budget=2 << 30).evaluation_batch_size)
+        chosen = estimate_memory(model, n, memory_budget=2 << 30)
+        with oom_guard(n_parts=chosen.n_parts):
+            model.fit(train)
+        model.evaluate(test, batch_size=chosen.evaluation_batch_size)
 
     The training data, which may be memory-mapped, and files of `out=` are not counted. With `only_needed`, the nodes
     that a mini-batch needs are estimated for a graph whose edges are equally likely.
@@ -119,8 +124,10 @@ def estimate_memory(
         n_users, n_edges: numbers of users and of interactions; only for graph models, which need `n_users`.
         batch_size: batch size of the evaluation; None: the default of `evaluate`.
         cutoff: largest cut-off of the evaluation.
-        memory_budget: bytes that an `evaluate` may use, parameters included. The batch size is halved until they are
-            enough, which changes the metrics at most by rounding errors. None: no limit.
+        memory_budget: bytes that an `evaluate` and the training of a GRU4Rec may use, parameters included. The batch
+            size of the evaluation is halved, and the number of parts of an update is doubled, until they are enough.
+            Both change results at most by rounding errors. If no number of parts is enough, `training` is above the
+            budget. None: no limit.
 
     Raises:
         ValueError: a size is out of range, or the budget is less than the need at batch size 1. TypeError:
@@ -141,13 +148,20 @@ def estimate_memory(
     batch_size = (1024 if is_graph else 512) if batch_size is None else batch_size
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    n_parts = 1
     while True:
         if isinstance(parameters, GRU4RecParameters):
-            estimate = _estimate_sessions(parameters, n_items, batch_size)
+            estimate = _estimate_sessions(parameters, n_items, batch_size, n_parts)
         else:
             estimate = _estimate_graph(parameters, n_users, n_items, n_edges, batch_size, min(cutoff, n_items))
-        if memory_budget is None or estimate.evaluating <= memory_budget:
+        if memory_budget is None:
             return estimate
+        if estimate.evaluating <= memory_budget:
+            is_enough = estimate.training <= memory_budget or n_parts >= parameters.batch_size
+            if is_graph or is_enough:
+                return estimate
+            n_parts = min(2 * n_parts, parameters.batch_size)
+            continue
         if batch_size == 1:
             raise ValueError(
                 f"memory_budget={memory_budget}: an evaluation needs at least {estimate.evaluating} bytes, of which "
@@ -160,7 +174,7 @@ def _scalar_bytes(p: Any) -> int:
     return 4 if p.dtype == "float32" else 8
 
 
-def _estimate_sessions(p: GRU4RecParameters, n_items: int, batch_size: int) -> MemoryEstimate:
+def _estimate_sessions(p: GRU4RecParameters, n_items: int, batch_size: int, n_parts: int) -> MemoryEstimate:
     mode, size, layers = p.embedding_mode, _scalar_bytes(p), p.layers
     input_width = {"constrained": layers[-1], "separate": p.embedding_dim, "none": 3 * layers[0]}[mode]
     input_widths = [input_width, *layers[:-1]]
@@ -174,7 +188,7 @@ def _estimate_sessions(p: GRU4RecParameters, n_items: int, batch_size: int) -> M
     # The ids and the support are stored for the model's file, and the support again in the model.
     ids = 3 * _INT64 * n_items + (20 * n_items if p.n_sample else 0) + (size * n_items if p.logq else 0)
     is_fused = p.fused and p.impl != "reference"
-    step = size * _step_elements(p, n_items, input_widths, gru, is_fused)
+    step = size * _step_elements(p, n_items, input_widths, gru, is_fused, n_parts)
     rows = max(_QUERIES_PER_CALL, batch_size)
     evaluation = size * rows * (sum(input_widths) + 9 * sum(layers)) + 4 * _INT64 * _SESSIONS_PER_SORT
     if p.impl == "reference":
@@ -188,10 +202,13 @@ def _estimate_sessions(p: GRU4RecParameters, n_items: int, batch_size: int) -> M
         activations=0 if is_fused else step,
         evaluation=evaluation,
         evaluation_batch_size=batch_size,
+        n_parts=n_parts,
     )
 
 
-def _step_elements(p: GRU4RecParameters, n_items: int, input_widths: Sequence[int], gru: int, is_fused: bool) -> int:
+def _step_elements(
+    p: GRU4RecParameters, n_items: int, input_widths: Sequence[int], gru: int, is_fused: bool, n_parts: int
+) -> int:
     """Return the number of elements of the buffers of one update (csrc/training_step; autograd needs similar ones)."""
     rows, hidden = p.bptt * p.batch_size, p.layers[-1]
     # GruStack: gate inputs, their gradients, gradients of the products with the states (3 H each), saved gates (4 H),
@@ -200,13 +217,14 @@ def _step_elements(p: GRU4RecParameters, n_items: int, input_widths: Sequence[in
     elements += rows * (input_widths[0] * (2 if p.dropout_p_embed else 1) + hidden)  # inputs, mask, gradient of outputs
     # OutputTable: rows of the columns, scores. The number of distinct negatives is that of a uniform draw.
     columns = p.batch_size + round(n_items * -math.expm1(-p.n_sample / n_items))
-    elements += columns * hidden + p.batch_size * columns
+    elements += columns * hidden + -(-p.batch_size // n_parts) * columns
     if not is_fused:  # rows, their gradients, and the sums of the gradients of all steps
         return elements + 4 * p.bptt * p.accumulate * columns * hidden + gru
-    if p.bptt * p.accumulate == 1:
+    if p.bptt * p.accumulate * n_parts == 1:
         return elements + (p.batch_size + rows) * hidden  # gradients of targets and inputs
-    # Gradients of the GRU, and of the rows of all steps until the update.
-    return elements + gru + p.accumulate * ((p.bptt * columns * hidden) + rows * input_widths[0])
+    # Gradients of the GRU, and of the rows of all steps until the update. Their memory doubles when it grows.
+    stored = p.accumulate * (p.bptt * columns * hidden + rows * input_widths[0])
+    return elements + gru + stored + (columns * hidden if p.bptt * p.accumulate == 1 else 0)
 
 
 def _estimate_graph(
