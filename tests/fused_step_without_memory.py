@@ -23,7 +23,12 @@ from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.training.fused_step import FusedTrainingStep
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TOP_PAD_": "0", "MALLOC_ARENA_MAX": "1"}
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4096",
+    "MALLOC_TRIM_THRESHOLD_": "4096",
+    "MALLOC_TOP_PAD_": "0",
+    "MALLOC_ARENA_MAX": "1",
+}
 ALL = 10**6  # more updates than an epoch has
 CASES: list[dict[str, Any]] = [
     {},
@@ -38,12 +43,14 @@ CASES: list[dict[str, Any]] = [
 def memory_limit(n_bytes: int) -> Iterator[None]:
     """Let this process allocate at most `n_bytes` more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    fillers = [torch.empty(1 << 14, dtype=torch.uint8) for _ in range(64)]  # fill free memory between objects
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + n_bytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        del fillers
 
 
 class Training:
@@ -90,31 +97,47 @@ def assert_equal(tensors: list[Tensor], expected: list[Tensor]) -> None:
     assert [torch.equal(a, b) for a, b in zip(tensors, expected, strict=True)] == [True] * len(expected)
 
 
-def fail_at_each_allocation(**arguments: Any) -> None:
-    """Repeat the first update with more and more memory until it succeeds. Then let a later update fail."""
-    reference = Training(**arguments)
-    n_blocks = reference.run(ALL)  # also starts the threads and allocates the threads' memory for matrix products
-    training = Training(**arguments)
+def failures_of_first_update(training: Training) -> list[str]:
+    """Repeat the first update with more and more memory until it succeeds. Returns the errors before.
+
+    The weights must not have changed. An update is not repeated if its error says that they have changed.
+    """
     expected = [tensor.clone() for tensor in training.tensors()]
-    failures: list[str] = []  # sizes of the allocations that failed
+    errors: list[str] = []
     for n_bytes in range(0, 64 << 20, 16 << 10):
         try:
             with memory_limit(n_bytes):
-                n_made = training.run(1)
+                training.run(1)
             break
         except (RuntimeError, MemoryError) as error:
-            message = str(error)
-        size = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", message)
-        failures.append(size[1] if size else message)
+            errors.append(str(error))
+        if "in the middle of an update" in errors[-1]:
+            break
         assert_equal(training.tensors(), expected)
-    assert len({*failures}) >= 4, failures
+    return errors
+
+
+def fail_at_each_allocation(**arguments: Any) -> None:
+    """Let the first update fail at each allocation. Then let a later update fail."""
+    reference = Training(**arguments)
+    n_blocks = reference.run(ALL)  # also allocates the memory that this thread keeps for matrix products
+    training = Training(**arguments)
+    errors = failures_of_first_update(training)
+    sizes = {re.sub(r".* tried to allocate (\d+) bytes.*", r"\1", error, flags=re.DOTALL) for error in errors}
+    assert len(sizes) >= 4 and not any("in the middle" in error for error in errors), errors
     # All items are negatives in every step, so that the next updates need no more memory, until the first dead lane.
     with memory_limit(0):
         n_made_again = training.run(ALL)
-    assert n_made_again > 0 and not training.finished
-    assert n_made + n_made_again + training.run(ALL) == n_blocks
+    assert n_made_again > 0 and not training.finished, (n_made_again, training.finished)
+    assert arguments.get("accumulate", 1) + n_made_again + training.run(ALL) == n_blocks
     assert_equal(training.tensors(), reference.tensors())
-    print(f"{arguments}: {len(failures)} failures of allocations of {len({*failures})} sizes")
+    print(f"{arguments}: {len(errors)} failures of allocations of {len(sizes)} sizes")
+
+
+def fail_in_the_middle_of_an_update() -> None:
+    """Let the first allocation for products with 1024 columns fail, which the thread keeps for later products."""
+    *_, error = failures_of_first_update(Training(layers=(1024,), lanes=8, n_items=64, n_sample=64))
+    assert error.startswith("out of memory in the middle of an update: the weights are partly updated"), error
 
 
 def go_on_with_tiles() -> None:
@@ -144,6 +167,7 @@ def go_on_with_tiles() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # libgomp ends the process if it cannot allocate memory for a parallel region
+    fail_in_the_middle_of_an_update()
     for case in CASES:
         fail_at_each_allocation(**case)
     torch.set_num_threads(2)

@@ -29,8 +29,9 @@ class RowGradients {
     grad_.clear();
   }
 
-  // Allocates what `apply` needs, so that `apply` allocates nothing.
-  void reserve_for_apply() { order_.reserve(sort_memory(static_cast<int64_t>(index_.size()))); }
+  // Allocates what `apply` needs, so that `apply` allocates nothing. The memory grows only when that of the gradients
+  // has grown.
+  void reserve_for_apply() { order_.reserve(sort_memory(static_cast<int64_t>(index_.capacity()))); }
 
   // Updates each row by the sum of its gradients, then clears the gradients.
   void apply(const RowTable<T>& table, const AdagradOptions<T>& options);
