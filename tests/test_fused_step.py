@@ -5,14 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import fused_step_without_memory
 import numpy as np
 import pytest
 import torch
@@ -20,6 +17,7 @@ from markov import markov_store
 from memory_growth import needs_plain_allocator, needs_statm
 from native import threads
 from small_trainer import FORMAT, call_at_block, make_trainer, no_pictures, press_ctrl_c, weights, without_seconds
+from without_memory import run_without_memory
 
 from gru4rec_fast import GRU4Rec, ops
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
@@ -179,12 +177,7 @@ def test_a_number_of_tiles_below_1_is_an_error() -> None:
 @needs_plain_allocator
 def test_an_update_without_enough_memory_has_not_begun() -> None:
     """Each allocation of an update fails in turn, in a process whose memory is limited."""
-    environment = {**os.environ, **fused_step_without_memory.MALLOC, "OMP_WAIT_POLICY": "passive"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *(path for path in sys.path if path)])
-    command = [sys.executable, fused_step_without_memory.__file__]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.endswith("trained in tiles\n")
+    assert run_without_memory("fused_step").endswith("trained in tiles\n")
 
 
 def test_bf16_is_close_to_float32_but_not_equal() -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from markov import markov_store
+from memory_growth import needs_plain_allocator, needs_statm
 from small_trainer import LANES, make_trainer, weights
 from test_captured_step import TrainingSetup
+from without_memory import run_without_memory
 
 from gru4rec_fast import NGCF, GRU4Rec, InteractionGraph, LightGCN, ops
 from gru4rec_fast.nn import GraphNetwork, SampledLoss
@@ -215,6 +217,17 @@ def test_a_captured_update_that_runs_out_of_memory_has_not_begun(
     with pytest.raises(RuntimeError, match="weights are partly updated") as caught, oom_guard():
         epoch.run(1, hidden, step=8)
     assert not is_out_of_memory(caught.value)
+
+
+@needs_statm
+@needs_plain_allocator
+@pytest.mark.parametrize("training", ["fit_fused", "fit_reference"])
+def test_a_fit_goes_on_in_a_process_with_little_memory(training: str, request: pytest.FixtureRequest) -> None:
+    """In a real limit of the address space (RLIMIT_AS), the weights equal those of a fit with enough memory."""
+    if training == "fit_fused":
+        request.getfixturevalue("native_library")
+    n_parts = int(run_without_memory(training).removeprefix("trained in parts: "))
+    assert n_parts >= 2
 
 
 @pytest.fixture

@@ -348,7 +348,7 @@ class FusedEpoch:
     ) -> None:
         native = training_step._native
         order, self._lane_state = loader.start_epoch()
-        self._training_step, self._loader = training_step, loader
+        self.training_step, self._loader = training_step, loader
         self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lane_state)
         self._sampler, self._finished = None, False
         if n_sample and sampler is not None:
@@ -381,25 +381,25 @@ class FusedEpoch:
         """
         if self._finished:
             return [], True
-        self._training_step._rebind_if_changed()
+        self.training_step._rebind_if_changed()
         try:
             with phase_switch() as on_phase:
-                blocks, self._finished = self._training_step._native_step.run(
+                blocks, self._finished = self.training_step._native_step.run(
                     batcher=self._batcher,
                     sampler=self._sampler,
                     min_live=self._loader.min_live,
                     first_step=step,
                     updates=updates,
                     hidden=list(hidden),
-                    n_tiles=self._training_step.n_tiles,
+                    n_tiles=self.training_step.n_tiles,
                     on_phase=on_phase,
-                    **self._training_step._hyperparameters(),
+                    **self.training_step._hyperparameters(),
                 )
         except ValueError as error:
-            if item_range_error(self._loader.items, self._training_step._network.n_items):
+            if item_range_error(self._loader.items, self.training_step._network.n_items):
                 raise self._loader.damage_error(str(error)) from None
             raise
         finally:
-            self._training_step._mark_as_changed(hidden)
+            self.training_step._mark_as_changed(hidden)
         self._loader.set_position(self._lane_state, self._finished)
         return [BlockOutcome(*block) for block in blocks], self._finished

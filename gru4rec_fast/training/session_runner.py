@@ -264,7 +264,7 @@ class SessionEpochRunner:
         for attempt in attempts(UPDATE, most=self.loader.n_lanes):
             with attempt:
                 if isinstance(epoch, FusedEpoch):
-                    epoch._training_step.n_tiles = attempt.n_parts
+                    epoch.training_step.n_tiles = attempt.n_parts
                 elif attempt.n_parts > 1:
                     self._captured_step = None  # frees its graphs and workspaces
                     return None

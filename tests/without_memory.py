@@ -1,13 +1,18 @@
-"""Train by the fused step with too little memory, for tests/test_fused_step.py, which runs this file in a new process.
+"""Train with too little memory, in a process of its own.
 
-The address space of the process is limited to a little more than it has. The process must be started with `MALLOC`, so
-that an allocation of a page or more is new memory, which the limit includes, and not memory that was freed earlier.
+Tests call `run_without_memory`. The address space of the process is limited to a little more than it has. It is started
+with `MALLOC`, so that an allocation of a page or more is new memory, which the limit includes, and not memory that was
+freed earlier.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +22,11 @@ import torch
 from markov import markov_store
 from torch import Tensor
 
-from gru4rec_fast import ops
+from gru4rec_fast import GRU4Rec, ops
 from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
+from gru4rec_fast.profiling import OutOfMemoryWarning, is_out_of_memory, oom_guard
 from gru4rec_fast.training.fused_step import FusedTrainingStep
 
 MALLOC = {
@@ -37,6 +43,16 @@ CASES: list[dict[str, Any]] = [
     {"accumulate": 2, "layers": [64, 64]},
     {"n_tiles": 3},
 ]
+
+
+def run_without_memory(function: str) -> str:
+    """Run a function of this file in a new process; return what it printed."""
+    environment = {**os.environ, **MALLOC, "OMP_WAIT_POLICY": "passive"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *(path for path in sys.path if path)])
+    command = [sys.executable, __file__, function]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 @contextmanager
@@ -165,10 +181,47 @@ def go_on_with_tiles() -> None:
     print("trained in tiles")
 
 
-if __name__ == "__main__":
+def fused_step() -> None:
     torch.set_num_threads(1)  # libgomp ends the process if it cannot allocate memory for a parallel region
     fail_in_the_middle_of_an_update()
     for case in CASES:
         fail_at_each_allocation(**case)
     torch.set_num_threads(2)
     go_on_with_tiles()
+
+
+def fit(**parameters: Any) -> None:
+    """Fit with a guard and less memory than a fit without a guard needs; the scores of a step have 16 MiB."""
+    store = markov_store(n_sessions=2200, n_items=3000)
+
+    def train() -> dict[str, Tensor]:
+        model = GRU4Rec(layers=[16], batch_size=2048, n_sample=64, n_epochs=1, seed=0, **parameters)
+        return model.fit(store, progress=False).network.state_dict()
+
+    expected = train()
+    with memory_limit(12 << 20):
+        try:
+            train()
+        except RuntimeError as error:
+            assert is_out_of_memory(error), error
+        else:
+            raise AssertionError("the memory was enough without a guard")
+        with warnings.catch_warnings(record=True) as caught, oom_guard() as guard:
+            warnings.simplefilter("always")
+            found = train()
+    messages = [str(warning.message) for warning in caught if warning.category is OutOfMemoryWarning]
+    assert len(messages) == 1 and "were asked for" in messages[0], messages
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    print("trained in parts:", guard.n_parts["the update"])
+
+
+def fit_fused() -> None:
+    fit()
+
+
+def fit_reference() -> None:
+    fit(impl="reference")
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
