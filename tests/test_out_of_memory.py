@@ -14,6 +14,7 @@ from markov import markov_store
 from memory_growth import needs_plain_allocator, needs_statm
 from small_trainer import LANES, make_trainer, weights
 from test_captured_step import TrainingSetup
+from torch._subclasses.fake_tensor import FakeTensorMode
 from without_memory import run_without_memory
 
 from gru4rec_fast import NGCF, GRU4Rec, InteractionGraph, LightGCN, ops
@@ -279,6 +280,8 @@ def test_evaluate_and_recommend_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_explanation_names_what_holds_memory_and_the_limits() -> None:
     table = torch.nn.Embedding(12345, 67)
+    with FakeTensorMode():
+        without_memory = torch.empty(10**12)  # as torch.compile makes them
     with MemoryProfiler() as profiler:
         profiler.track(table)
         text = explain_oom(RuntimeError(TORCH_ERROR))
@@ -287,6 +290,7 @@ def test_an_explanation_names_what_holds_memory_and_the_limits() -> None:
     assert re.search(r"this process: [\d.]+ [MG]iB resident", text) and "oom_guard()" in text
     with oom_guard():
         assert "oom_guard" not in explain_oom() and "asked for" not in explain_oom()
+    assert f"{without_memory.numel()}" not in text
 
 
 def test_the_settings_that_help_depend_on_what_ran_out() -> None:

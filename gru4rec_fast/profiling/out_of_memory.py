@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gru4rec_fast.profiling.memory_limits import MemoryLimits
 from gru4rec_fast.profiling.memory_profiler import active_profiler
@@ -102,7 +102,10 @@ def oom_guard(*, n_parts: int = 1) -> Iterator[OutOfMemoryGuard]:
         yield guard
     except BaseException as error:
         if is_out_of_memory(error):
-            error.add_note(explain_oom(error))
+            try:
+                error.add_note(explain_oom(error))
+            except MemoryError:
+                error.add_note("there is not even the memory for the text of explain_oom")
         raise
     finally:
         _active.guard = None
@@ -253,7 +256,8 @@ def _largest_tensors(device: torch.device) -> list[str]:
     sizes, counts = Counter[str](), Counter[str]()
     seen = set[int]()
     for x in gc.get_objects():
-        if not issubclass(type(x), Tensor) or x.device.type != device.type or x.layout != torch.strided:
+        # Of other classes, such as those of torch.compile, not all tensors have memory.
+        if type(x) not in (Tensor, nn.Parameter) or x.device.type != device.type or x.layout != torch.strided:
             continue
         address, size = x.untyped_storage().data_ptr(), storage_bytes([x])
         if address in seen or not size:
