@@ -161,7 +161,7 @@ def test_imports_are_from_lower_levels(path: Path) -> None:
             f"{path}: {importer} must not import {module} ({imported} is not on a lower level)"
         )
         if imported == "profiling":
-            assert LEVEL[importer] >= LEVEL["training"], f"{path}: only training and higher levels import {module}"
+            assert LEVEL[importer] >= LEVEL["evaluation"], f"{path}: only evaluation and higher levels import {module}"
 
 
 def test_every_sub_package_has_a_level() -> None:
