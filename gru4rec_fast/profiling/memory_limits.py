@@ -73,7 +73,7 @@ class MemoryLimits:
         return texts
 
     def advice(self, asked: int | None) -> list[str]:
-        """Return the settings that would help most, at most two."""
+        """Return one or two settings that would help most, as text; none if there is no limit to raise."""
         settings = []
         cached = (self.reserved or 0) - (self.allocated or 0)
         if self.reserved is not None and cached >= (asked or 1):

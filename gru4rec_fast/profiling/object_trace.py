@@ -101,7 +101,7 @@ def _count_objects() -> tuple[Counter[str], Counter[str]]:
     """Return the number of objects of each type, and of tensors of each shape, among those that gc tracks."""
 
     def describe(tensor: Tensor) -> str:
-        # torch.compile leaves tensors with symbolic sizes. Printing these would fill caches, which then grow.
+        # torch.compile keeps tensors with symbolic sizes. Printing these fills a cache, which looks like a leak.
         sizes = ", ".join(str(n) if isinstance(n, int) else "?" for n in tensor.shape)
         return f"{type(tensor).__name__} [{sizes}] {tensor.dtype} on {tensor.device}"
 

@@ -23,6 +23,7 @@ from gru4rec_fast.profiling.memory_report import format_bytes
 from gru4rec_fast.profiling.tensor_bytes import storage_bytes
 
 Result = TypeVar("Result")
+UPDATE = "the update"  # how warnings of `attempts` name an update of the weights
 # Messages of torch's CPU allocator, of std::bad_alloc and of older CUDA calls, whose errors have no class of their own.
 _MESSAGES = re.compile(
     r"can't allocate memory|std::bad_alloc|not enough memory|CUDA error: out of memory", re.IGNORECASE

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from gru4rec_fast.data import TripleSampler
 from gru4rec_fast.nn import GraphNetwork
 from gru4rec_fast.profiling import attempts, phase
+from gru4rec_fast.profiling.out_of_memory import UPDATE
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import Progress
@@ -86,7 +87,7 @@ class GraphEpochRunner:
         while position.mini_batches < self.sampler.n_batches:
             with phase("batch"):
                 triples = self.sampler.draw(position.step)
-            for attempt in attempts("the update", most=batch_size):
+            for attempt in attempts(UPDATE, most=batch_size):
                 with attempt:
                     loss = self._backpropagate(triples, attempt.n_parts)
             self._losses.add(position, loss, 1)
@@ -103,7 +104,7 @@ class GraphEpochRunner:
         self.read_losses()
 
     def _backpropagate(self, triples: Sequence[Tensor], n_parts: int) -> Tensor:
-        """Compute the gradients of the loss of triples, in parts of the triples; return the loss."""
+        """Compute the loss of a mini-batch of triples and its gradients, in `n_parts` parts of it; return the loss."""
         if n_parts > 1:  # memory is short
             self.optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []

@@ -19,6 +19,7 @@ from gru4rec_fast.data import SessionBlock, SessionParallelLoader
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import attempts, phase
+from gru4rec_fast.profiling.out_of_memory import UPDATE
 from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.checkpoint_tensors import HIDDEN, hidden_tensors
@@ -28,7 +29,6 @@ from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
 from gru4rec_fast.training.training_position import LossMonitor, TrainingPosition, add_loss
 
-UPDATE = "the update"  # the name of this work in `profiling.attempts`
 # Time in seconds that a call into the fused step should take. Ctrl-C and the progress bar wait for the end of the call.
 _SECONDS_PER_CALL = 0.1
 
@@ -266,7 +266,7 @@ class SessionEpochRunner:
                 if isinstance(epoch, FusedEpoch):
                     epoch.training_step.n_tiles = attempt.n_parts
                 elif attempt.n_parts > 1:
-                    self._captured_step = None  # frees its graphs and workspaces
+                    self._captured_step = None  # frees its CUDA graphs and their memory
                     return None
                 blocks, finished = epoch.run(updates, self.hidden, step=self.position.step)
         for block in blocks:
@@ -361,7 +361,7 @@ class SessionEpochRunner:
         self, block: SessionBlock, negatives: Tensor | None, output: Tensor, n_parts: int
     ) -> Tensor:
         """As `_loss_backward` for all lanes, with the memory of the loss of a part of the lanes."""
-        copy, loss = output.detach().requires_grad_(), output.new_zeros(())  # the copy adds up the gradients
+        copy, loss = output.detach().requires_grad_(), output.new_zeros(())  # copy.grad becomes the sum over the parts
         for lanes in pairwise(part * output.shape[1] // n_parts for part in range(n_parts + 1)):
             loss = loss + self._loss_backward(block, negatives, copy, lanes)
             for parameter in (self.network.output_weight, self.network.output_bias):
