@@ -248,10 +248,12 @@ def test_initial_rows() -> None:
     table.append_rows(2, nn.init.ones_)
     table.append_rows(0)
     assert 0.95 < table.weight[1:201].std() < 1.05 and table.weight[201:].eq(1).all() and len(table.weight) == 203
-    output = OutputTable(1, 50)
-    output.append_rows(99)
-    bound = math.sqrt(6 / 150)
-    assert 0.9 * bound < output.weight[1:].abs().max() <= bound and output.bias.eq(0).all() and len(output.bias) == 100
+    output = OutputTable(50, 50, generator=torch.Generator().manual_seed(0))
+    output.append_rows(50)
+    for rows, bound in ((output.weight[:50], math.sqrt(6 / 100)), (output.weight[50:], math.sqrt(6 / 150))):
+        assert 0.9 * bound < rows.abs().max() <= bound and abs(rows.mean()) < 0.05 * bound
+    assert output.bias.eq(0).all() and len(output.bias) == 100
+    assert output.weight[:50].equal(OutputTable(50, 50, generator=torch.Generator().manual_seed(0)).weight)
     empty = GrowableEmbedding(0, 2, dtype=torch.float64)
     empty.append_rows(3)
     assert empty.weight.shape == (3, 2) and empty.weight.dtype == torch.float64

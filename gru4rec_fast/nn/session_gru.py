@@ -23,11 +23,14 @@ from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.philox import STREAM_HIDDEN_DROPOUT
 
 
-def glorot_(weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    """Fill a tensor in place from the uniform distribution on +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010)."""
+def glorot_(weight: Tensor, fan_in: int, fan_out: int, generator: torch.Generator | None) -> None:
+    """Fill a tensor in place from the uniform distribution on +-sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010).
+
+    The generator is on the CPU; None: torch's.
+    """
     bound = math.sqrt(6 / (fan_in + fan_out))
     with torch.no_grad():
-        values = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")  # the generator is on the CPU
+        values = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
         weight.copy_(values.uniform_(-bound, bound, generator=generator))
 
 

@@ -23,17 +23,22 @@ EMBEDDINGS = ("constrained", "separate", "none")
 class OutputTable(GrowableEmbedding):
     """Output table: item j has the score `hidden @ weight[j] + bias[j]`; weight [n_items, width], bias [n_items].
 
-    The weights are not initialized, the biases are zero. By default, `append_rows` draws weights uniformly from
-    +-sqrt(6 / (n_items + width)); the new biases are zero. sparse: whether the gradients of both are sparse (COO).
+    The weights are drawn uniformly from +-sqrt(6 / (n_items + width)), with `generator` or torch's CPU generator; the
+    biases are zero. By default, `append_rows` draws new rows in the same way. sparse: whether the gradients of both are
+    sparse (COO).
     """
 
-    def __init__(self, n_items: int, width: int, *, sparse: bool = False) -> None:
-        super().__init__(n_items, width, sparse=sparse, _weight=torch.empty(n_items, width))
+    def __init__(
+        self, n_items: int, width: int, *, sparse: bool = False, generator: torch.Generator | None = None
+    ) -> None:
+        weight = torch.empty(n_items, width)
+        glorot_(weight, n_items, width, generator)
+        super().__init__(n_items, width, sparse=sparse, _weight=weight)
         self.bias = nn.Parameter(torch.zeros(n_items))
 
     def initial_rows(self, n: int) -> Tensor:
         """Return n rows with initial weights, drawn from torch's CPU generator."""
-        return _glorot_rows(self, n, self.embedding_dim, torch.default_generator)
+        return _glorot_rows(self, n, self.embedding_dim, None)
 
     def additions(self, n: int, init: Init = None) -> list[tuple[nn.Parameter, Tensor]]:
         return [*super().additions(n, init), (self.bias, self.bias.data.new_zeros(max(n, 0)))]
@@ -93,8 +98,7 @@ class SessionNetwork(StepCounter):
         self.gru = SessionGRU(
             width, layers, dropout=dropout_p_hidden, form=gru_form, seed=self.seed, generator=generator, impl=impl
         )
-        self.output = OutputTable(n_items, layers[-1], sparse=sparse)
-        glorot_(self.output.weight, n_items, layers[-1], generator)
+        self.output = OutputTable(n_items, layers[-1], sparse=sparse, generator=generator)
         if embedding == "separate":
             self.embedding = _make_embedding(n_items, embedding_dim, embedding_dim, sparse, generator)
         elif embedding == "none":
@@ -210,7 +214,7 @@ def _make_embedding(
     return GrowableEmbedding(n_items, width, sparse=sparse, _weight=weight)
 
 
-def _glorot_rows(table: GrowableEmbedding, n: int, fan_out: int, generator: torch.Generator) -> Tensor:
+def _glorot_rows(table: GrowableEmbedding, n: int, fan_out: int, generator: torch.Generator | None) -> Tensor:
     """Return n rows with the initial weights of a table that has them."""
     rows = table.weight.data.new_empty(n, table.embedding_dim)
     glorot_(rows, len(table.weight) + n, fan_out, generator)
