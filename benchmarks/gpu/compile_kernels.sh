@@ -1,22 +1,29 @@
 #!/usr/bin/env bash
-# Compile every csrc/*/cuda.cu for the supported GPU architectures.
+# Compile every csrc/*/cuda.cu for the supported GPU architectures, or for some of them.
 #
 #     benchmarks/gpu/compile_kernels.sh FOLDER
+#     benchmarks/gpu/compile_kernels.sh FOLDER 90 ...    # compute capabilities 9.0 ...
 #
 # The script writes the report of ptxas (registers, shared memory and spills of each kernel) to FOLDER/ptxas.txt. It
 # fails if a kernel does not compile or spills registers. It needs nvcc, but neither torch nor a GPU. .ci/run runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$1
+shift
 mkdir -p "$out"
 nvcc=${NVCC:-nvcc}
-architectures=(-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90)
-# Add sm_100 if this nvcc supports it. Add PTX of the newest architecture: the driver compiles PTX for later GPUs.
-if "$nvcc" --list-gpu-code | grep -qx sm_100; then
-  architectures+=(-gencode arch=compute_100,code=sm_100 -gencode arch=compute_100,code=compute_100)
-else
-  architectures+=(-gencode arch=compute_90,code=compute_90)
+supported=$("$nvcc" --list-gpu-code)
+if [ $# = 0 ]; then
+  set -- 80 90
+  if grep -qx sm_100 <<<"$supported"; then set -- "$@" 100; fi
 fi
+architectures=()
+for capability in "$@"; do
+  grep -qx "sm_$capability" <<<"$supported" || { echo "$nvcc does not compile for sm_$capability" >&2; exit 1; }
+  architectures+=(-gencode "arch=compute_$capability,code=sm_$capability")
+done
+# Add PTX of the last one: the driver compiles PTX for later GPUs.
+architectures+=(-gencode "arch=compute_$capability,code=compute_$capability")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -37,4 +44,4 @@ if grep -E '[1-9][0-9]* bytes spill' "$out/ptxas.txt"; then
   echo "a kernel spills registers ($out/ptxas.txt)"
   exit 1
 fi
-echo "$(grep -c '^# ' "$out/ptxas.txt") sources, no register spills ($out/ptxas.txt)"
+echo "$(grep -c '^# ' "$out/ptxas.txt") sources for compute capabilities $*, no register spills ($out/ptxas.txt)"

@@ -5,6 +5,8 @@
 #include <torch/csrc/profiler/orchestration/observer.h>
 
 #include <algorithm>
+#include <chrono>
+#include <utility>
 
 namespace grf {
 namespace profiler = torch::profiler::impl;
@@ -68,6 +70,15 @@ void AllocationCounter::stop() {
 
 AllocationCounts AllocationCounter::read() {
   return observer_->read();
+}
+
+void AllocationCounter::begin_phase(const char* name) {
+  const std::chrono::duration<double> now = std::chrono::steady_clock::now().time_since_epoch();
+  phases_.push_back({name, now.count(), read()});
+}
+
+std::vector<PhaseBegin> AllocationCounter::take_phases() {
+  return std::exchange(phases_, {});
 }
 
 }  // namespace grf

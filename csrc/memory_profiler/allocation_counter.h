@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 namespace grf {
 
@@ -15,6 +16,13 @@ namespace grf {
 struct AllocationCounts {
   int64_t allocated_bytes, freed_bytes, allocations;
   int64_t peak_bytes;  // largest value of allocated_bytes - freed_bytes; negative if more was freed than allocated
+};
+
+// The counts when a phase began, and the time in seconds, of the clock of Python's time.perf_counter.
+struct PhaseBegin {
+  const char* name;
+  double seconds;
+  AllocationCounts counts;
 };
 
 // Counts the allocations and deallocations of CPU memory by the thread that called `start`, until the same thread calls
@@ -28,9 +36,15 @@ class AllocationCounter {
   void stop();
   AllocationCounts read();
 
+  // Records the counts at the begin of a phase, by `read`, without Python. `take_phases` returns what was recorded since
+  // its last call.
+  void begin_phase(const char* name);
+  std::vector<PhaseBegin> take_phases();
+
  private:
   class Observer;
   std::shared_ptr<Observer> observer_;
+  std::vector<PhaseBegin> phases_;
   std::thread::id thread_;  // the thread that called `start`; no thread if the counter is stopped
 };
 

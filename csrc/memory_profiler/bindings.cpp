@@ -4,22 +4,35 @@
 #include "memory_profiler/allocation_counter.h"
 
 namespace grf {
+namespace {
 
-void bind_memory(pybind11::module_& m) {
-  namespace py = pybind11;
+namespace py = pybind11;
+
+py::tuple to_tuple(const AllocationCounts& counts) {
+  return py::make_tuple(counts.allocated_bytes, counts.freed_bytes, counts.allocations, counts.peak_bytes);
+}
+
+}  // namespace
+
+void bind_memory(py::module_& m) {
   py::class_<AllocationCounter>(m, "AllocationCounter",
                                 "Counts what torch's CPU allocator allocates and frees in one thread.")
       .def(py::init<>())
       .def("start", &AllocationCounter::start, "Start to count in this thread.")
       .def("stop", &AllocationCounter::stop, "Stop; must be called by the thread that called start.")
       .def(
-          "read",
-          [](AllocationCounter& counter) {
-            const AllocationCounts counts = counter.read();
-            return py::make_tuple(counts.allocated_bytes, counts.freed_bytes, counts.allocations, counts.peak_bytes);
-          },
+          "read", [](AllocationCounter& counter) { return to_tuple(counter.read()); },
           "Return (allocated bytes, freed bytes, allocations) since the counter was created, and the peak of "
-          "allocated - freed bytes since the previous call.");
+          "allocated - freed bytes since the previous call.")
+      .def(
+          "take_phases",
+          [](AllocationCounter& counter) {
+            py::list phases;
+            for (const PhaseBegin& begin : counter.take_phases())
+              phases.append(py::make_tuple(begin.name, begin.seconds, to_tuple(begin.counts)));
+            return phases;
+          },
+          "Return (name, time, counts as of `read`) of each phase that native code has begun since the previous call.");
 }
 
 }  // namespace grf

@@ -2,7 +2,6 @@
 // their arguments.
 #include "training_step/bindings.h"
 
-#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -11,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "memory_profiler/allocation_counter.h"
 #include "training_step/fused_training_step.h"
 
 namespace grf {
@@ -34,6 +34,12 @@ GruParameters make_gru_parameters(const std::optional<Parameter>& weight_ih, con
 void poll_signals() {
   const py::gil_scoped_acquire lock;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+// Returns a listener that records phases in a counter; none for a null pointer.
+PhaseListener listener_of(AllocationCounter* counter) {
+  if (counter == nullptr) return {};
+  return [counter](const char* phase) { counter->begin_phase(phase); };
 }
 
 std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& embedding, bool one_hot,
@@ -65,9 +71,9 @@ std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBat
                                              const std::optional<NegativeSampler>& sampler, int64_t min_live,
                                              int64_t first_step, int64_t updates, const std::vector<at::Tensor>& hidden,
                                              double lr, double momentum, double eps, int64_t n_tiles,
-                                             const PhaseListener& on_phase) {
+                                             AllocationCounter* counter) {
   const RunRecord record = step.run(batcher, sampler.value_or(NegativeSampler{}), min_live, first_step, updates, hidden,
-                                    Adagrad{lr, momentum, eps}, n_tiles, poll_signals, on_phase);
+                                    Adagrad{lr, momentum, eps}, n_tiles, poll_signals, listener_of(counter));
   std::vector<BlockTuple> blocks;
   for (const BlockRecord& block : record.blocks) blocks.emplace_back(block.loss, block.steps, block.events);
   return {std::move(blocks), record.finished};
@@ -76,9 +82,9 @@ std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBat
 double train_block(FusedTrainingStep& step, const at::Tensor& inputs, const at::Tensor& targets,
                    const at::Tensor& reset, const OptionalTensor& negatives, int64_t first_step,
                    const std::vector<at::Tensor>& hidden, double lr, double momentum, double eps, int64_t n_tiles,
-                   const PhaseListener& on_phase) {
+                   AllocationCounter* counter) {
   return step.train_block(inputs, targets, reset, negatives.value_or(at::Tensor()), first_step, hidden,
-                          Adagrad{lr, momentum, eps}, n_tiles, on_phase);
+                          Adagrad{lr, momentum, eps}, n_tiles, listener_of(counter));
 }
 
 }  // namespace
@@ -104,10 +110,10 @@ void bind_training(py::module_& m) {
            "elu_param"_a, "bpreg"_a, "label_smoothing"_a, "logq"_a, "sample_alpha"_a, "mask_accidental_hits"_a,
            "precision"_a, "log_support"_a, "steps"_a, "accumulate"_a)
       .def("run", &run, without_gil, py::kw_only(), "batcher"_a, "sampler"_a, "min_live"_a, "first_step"_a, "updates"_a,
-           "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "on_phase"_a,
+           "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "counter"_a,
            "Run updates; return (loss, steps, events) of each block and whether the epoch is over.")
       .def("train_block", &train_block, without_gil, py::kw_only(), "inputs"_a, "targets"_a, "reset"_a, "negatives"_a,
-           "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "on_phase"_a,
+           "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "counter"_a,
            "Run one update on a block; return its loss.");
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,14 @@ class AllocationCounter(Protocol):
     def stop(self) -> None: ...
     def read(self) -> tuple[int, int, int, int]:
         """Return the fields of `AllocationCounts`."""
+
+
+@runtime_checkable
+class NativeCounter(AllocationCounter, Protocol):
+    """Protocol of the CPU's native counter, in which native code records the phases that it begins."""
+
+    def take_phases(self) -> list[tuple[str, float, tuple[int, int, int, int]]]:
+        """Return the name, the time, and the counts as of `read`, of the phases begun since the previous call."""
 
 
 def allocation_counter(device: torch.device) -> AllocationCounter:

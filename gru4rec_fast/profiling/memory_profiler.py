@@ -7,7 +7,7 @@ import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,12 @@ import torch
 from torch import nn
 
 from gru4rec_fast._atomic_writes import replace_file
-from gru4rec_fast.profiling.allocation_counters import AllocationCounter, CopyCounter, allocation_counter
+from gru4rec_fast.profiling.allocation_counters import (
+    AllocationCounter,
+    CopyCounter,
+    NativeCounter,
+    allocation_counter,
+)
 from gru4rec_fast.profiling.device_memory import PeakMemory, memory_meter, resident_bytes
 from gru4rec_fast.profiling.memory_report import MemoryReport, PhaseMemory
 from gru4rec_fast.profiling.module_hooks import ModuleHooks
@@ -26,6 +31,8 @@ from gru4rec_fast.profiling.timeline import TimelineSample
 
 _SECONDS_PER_RESIDENT_SAMPLE = 0.01  # reading the resident size takes about 20 us
 _TIMELINE_SAMPLES = 100_000
+
+_Counts = tuple[int, int, int, int]  # see `AllocationCounts`
 
 
 @dataclass
@@ -119,8 +126,8 @@ class MemoryProfiler:
                 stack.callback(self._end_history)
             _active.profiler = self
             stack.callback(setattr, _active, "profiler", None)
-            self._begin(self._root)
-            stack.callback(self._end, self._root)
+            self._begin(self._root, *self._read())
+            stack.callback(lambda: self._end(self._root, *self._read()))
             self._entered = stack.pop_all()
         return self
 
@@ -155,33 +162,37 @@ class MemoryProfiler:
         """Begin a phase within the innermost phase that is open; return what `end_phase` takes."""
         if not self._open:
             return None
-        parent = self._open[-1].phase
-        phase = parent.children.get(name)
-        if phase is None:
-            phase = parent.children[name] = _Phase((*parent.path, name))
-        self._begin(phase)
+        phase = self._child(name)
+        self._begin(phase, *self._read())
         return phase
 
     def end_phase(self, phase: _Phase | None) -> None:
         """End a phase, and phases within it that were not ended. A phase that is not open is ignored."""
         for opened in reversed(self._open):
             if opened.phase is phase:
-                self._end(opened.phase)
+                self._end(opened.phase, *self._read())
                 return
 
     @contextmanager
-    def phase_switch(self) -> Iterator[Callable[[str], None]]:
-        """Return a function that ends the phase of its last call and begins another; the last phase ends on exit."""
-        current: list[_Phase | None] = [None]
+    def native_phases(self) -> Iterator[NativeCounter | None]:
+        """Yield the counter in which native code records its phases, one after another; they are read on exit.
 
-        def switch(name: str) -> None:
-            self.end_phase(current[0])
-            current[0] = self.begin_phase(name)
-
+        None if the profiler does not count with the native counter of the CPU.
+        """
+        if not isinstance(self._counter, NativeCounter):
+            yield None
+            return
+        current: _Phase | None = None
         try:
-            yield switch
+            yield self._counter
         finally:
-            self.end_phase(current[0])
+            for name, seconds, counts in self._counter.take_phases():
+                if current is not None:
+                    self._end(current, seconds, counts)
+                current = self._child(name)
+                self._begin(current, seconds, counts)
+            if current is not None:
+                self._end(current, *self._read())
 
     def track(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Report the bytes of a module's parameters, buffers and gradients and of the optimizer's state.
@@ -251,22 +262,36 @@ class MemoryProfiler:
             dropped_samples=self._n_samples - len(self._timeline),
         )
 
-    def _begin(self, phase: _Phase) -> None:
-        allocated, freed, allocations, peak = self._counter.read()
+    def _child(self, name: str) -> _Phase:
+        """Return the phase of this name within the innermost open phase."""
+        parent = self._open[-1].phase
+        phase = parent.children.get(name)
+        if phase is None:
+            phase = parent.children[name] = _Phase((*parent.path, name))
+        return phase
+
+    def _read(self) -> tuple[float, _Counts]:
+        """Return the time and the counts of now; sample the resident size if the last sample is old."""
+        counts, now = self._counter.read(), time.perf_counter()
+        if now - self._resident_bytes[1] > _SECONDS_PER_RESIDENT_SAMPLE:
+            self._resident_bytes = resident_bytes(), now
+        return now, counts
+
+    def _begin(self, phase: _Phase, seconds: float, counts: _Counts) -> None:
+        allocated, freed, allocations, peak = counts
         if self._open:
             self._open[-1].peak_bytes = max(self._open[-1].peak_bytes, peak)
-        self._open.append(_OpenPhase(phase, time.perf_counter(), allocated, freed, allocations, allocated - freed))
-        self._sample(phase, False, allocated - freed, peak)
+        self._open.append(_OpenPhase(phase, seconds, allocated, freed, allocations, allocated - freed))
+        self._sample(phase, seconds, False, allocated - freed, peak)
 
-    def _end(self, phase: _Phase) -> None:
-        allocated, freed, allocations, peak = self._counter.read()
-        self._sample(phase, True, allocated - freed, peak)
-        now = time.perf_counter()
+    def _end(self, phase: _Phase, seconds: float, counts: _Counts) -> None:
+        allocated, freed, allocations, peak = counts
+        self._sample(phase, seconds, True, allocated - freed, peak)
         while self._open:  # inner phases are still open after an exception
             opened = self._open.pop()
             peak, ended = max(peak, opened.peak_bytes), opened.phase
             ended.calls += 1
-            ended.seconds += now - opened.started
+            ended.seconds += seconds - opened.started
             ended.allocated_bytes += allocated - opened.allocated_bytes
             ended.freed_bytes += freed - opened.freed_bytes
             ended.allocations += allocations - opened.allocations
@@ -276,11 +301,9 @@ class MemoryProfiler:
             if ended is phase:
                 break
 
-    def _sample(self, phase: _Phase, is_end: bool, live_bytes: int, peak_bytes: int) -> None:
-        now = time.perf_counter()
-        if now - self._resident_bytes[1] > _SECONDS_PER_RESIDENT_SAMPLE:
-            self._resident_bytes = resident_bytes(), now
-        self._timeline.append(TimelineSample(now, phase.path, is_end, live_bytes, peak_bytes, self._resident_bytes[0]))
+    def _sample(self, phase: _Phase, seconds: float, is_end: bool, live_bytes: int, peak_bytes: int) -> None:
+        resident = self._resident_bytes[0]
+        self._timeline.append(TimelineSample(seconds, phase.path, is_end, live_bytes, peak_bytes, resident))
         self._n_samples += 1
 
 
@@ -330,12 +353,7 @@ def phase(name: str) -> AbstractContextManager[None]:
     return _NOTHING if profiler is None else profiler.phase(name)
 
 
-@contextmanager
-def phase_switch() -> Iterator[Callable[[str], None] | None]:
-    """Yield `MemoryProfiler.phase_switch` of the active profiler, or None if there is no profiler."""
+def native_phases() -> AbstractContextManager[NativeCounter | None]:
+    """Return `MemoryProfiler.native_phases` of the active profiler, or a context of None if there is no profiler."""
     profiler = active_profiler()
-    if profiler is None:
-        yield None
-    else:
-        with profiler.phase_switch() as switch:
-            yield switch
+    return _NOTHING if profiler is None else profiler.native_phases()

@@ -15,7 +15,7 @@ class TimelineSample(NamedTuple):
 
     seconds: time of `time.perf_counter`. path: the phase that began or ended. is_end: whether it ended. live_bytes:
     allocated and not freed since the profiler was started. peak_bytes: peak since the previous sample. resident_bytes:
-    of the process, up to 10 ms old.
+    of the process, up to 10 ms old; in the phases of the fused step, as old as its last call.
     """
 
     seconds: float

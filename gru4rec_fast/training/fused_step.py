@@ -23,7 +23,7 @@ from gru4rec_fast.nn import GrowableEmbedding, SampledLoss, SessionGRU, SessionN
 from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import OutputTable
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.profiling import phase_switch
+from gru4rec_fast.profiling import native_phases
 
 
 class NoKernels(str):
@@ -289,7 +289,7 @@ class FusedTrainingStep:
         """
         self._rebind_if_changed()
         try:
-            with phase_switch() as on_phase:
+            with native_phases() as counter:
                 return float(
                     self._native_step.train_block(
                         inputs=inputs,
@@ -299,7 +299,7 @@ class FusedTrainingStep:
                         first_step=step,
                         hidden=list(hidden),
                         n_tiles=self.n_tiles,
-                        on_phase=on_phase,
+                        counter=counter,
                         **self._hyperparameters(),
                     )
                 )
@@ -383,7 +383,7 @@ class FusedEpoch:
             return [], True
         self.training_step._rebind_if_changed()
         try:
-            with phase_switch() as on_phase:
+            with native_phases() as counter:
                 blocks, self._finished = self.training_step._native_step.run(
                     batcher=self._batcher,
                     sampler=self._sampler,
@@ -392,7 +392,7 @@ class FusedEpoch:
                     updates=updates,
                     hidden=list(hidden),
                     n_tiles=self.training_step.n_tiles,
-                    on_phase=on_phase,
+                    counter=counter,
                     **self.training_step._hyperparameters(),
                 )
         except ValueError as error:
