@@ -285,6 +285,10 @@ def test_the_fused_step_reports_its_phases_and_stays_on(arguments: dict) -> None
     assert {phase.path for phase in report.phases[1:]} == {(name,) for name in names}
     blocks = -(-record["mini_batches"] // arguments.get("bptt", 1))
     assert report.phase("forward").calls == report.phase("loss").calls == blocks
+    # Native code reads the clock of Python, so the phases lie within the training, in their order.
+    times = [sample.seconds for sample in report.timeline]
+    assert times == sorted(times)
+    assert 0 < sum(report.phase(name).seconds for name in names) < report.phase().seconds
     # The memory of backward and update is scratch memory of the thread.
     assert all(report.phase(name).allocated_bytes > 0 for name in names[:3])
     assert report.tensors["parameters"] == sum(4 * p.numel() for p in trainer.network.parameters())
