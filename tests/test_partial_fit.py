@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,13 @@ def state_of(model: Any) -> dict[str, Any]:
 
 
 class Recorder(Callback):
-    """Stores the accumulators before the first update, and the record of each call of on_step_end."""
+    """Stores the weights and the accumulators before the first update, and the record of each call of on_step_end."""
 
     def __init__(self) -> None:
         self.records: list[Any] = []
 
     def on_fit_start(self, trainer: Any) -> None:
+        self.weights = {name: weight.detach().clone() for name, weight in trainer.network.named_parameters()}
         states = {name: trainer.optimizer.state[p] for name, p in trainer.network.named_parameters()}
         self.accumulators = {name: state["accumulator"].clone() for name, state in states.items() if state}
 
@@ -104,6 +106,17 @@ def test_n_epochs_is_the_number_of_passes() -> None:
     assert len(model.history) == 4 and model.n_epochs == 3
     with pytest.raises(ValueError, match="n_epochs=0: must be at least 1"):
         model.partial_fit(NEW, n_epochs=0)
+
+
+def test_shrink_multiplies_the_weights_before_the_training() -> None:
+    model, recorder = fitted_model(), Recorder()
+    before = {name: weight.detach().clone() for name, weight in model.network.named_parameters()}
+    model.partial_fit(NEW, n_epochs=1, shrink=0.5, callbacks=[recorder], progress=False)
+    for name, weight in before.items():
+        assert recorder.weights[name][: len(weight)].equal(weight / 2)
+    for shrink in (0, 1.1, math.nan):
+        with pytest.raises(ValueError, match=rf"shrink={shrink}: must be in \(0, 1\]"):
+            model.partial_fit(NEW, shrink=shrink)
 
 
 @pytest.mark.parametrize("mode", ["constrained", "separate", "one-hot"])

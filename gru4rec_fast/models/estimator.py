@@ -192,6 +192,7 @@ class Estimator(Parameters):
         *,
         validation: Any = None,
         n_epochs: int | None = None,
+        shrink: float = 1.0,
         callbacks: Iterable[Callback] = (),
         progress: bool | None = None,
         **columns: str,
@@ -218,6 +219,9 @@ class Estimator(Parameters):
             data: new data, in the forms of `fit`; of sessions that have gone on since, all events or the new ones.
             validation, callbacks, progress, columns: see `fit`.
             n_epochs: number of passes over the data; None is the parameter `n_epochs`.
+            shrink: factor in (0, 1] by which all weights are multiplied first. Weights that have converged on the old
+                data learn less from the new data (Ash & Adams, "On Warm-Starting Neural Network Training", NeurIPS
+                2020). 0.8 suits as much new data as old; with little new data, the old items lose too much.
 
         Raises:
             ValueError, TypeError: bad input; the message names it. RuntimeError: the model is not fitted, or is
@@ -227,11 +231,16 @@ class Estimator(Parameters):
         peak = process_baseline() or PeakMemory()
         self._network_to_change()
         check_at_least(1, n_epochs=n_epochs)
+        if not 0 < shrink <= 1:
+            raise ValueError(f"shrink={shrink}: must be in (0, 1]")
         model = copy.copy(self)
         model.n_epochs = self.n_epochs if n_epochs is None else n_epochs
         model._check_patience(validation)
         callbacks = check_callbacks(callbacks)
         train = model._open_more(data, **columns)
+        with torch.no_grad():
+            for weight in model._fitted_network().parameters():
+                weight.mul_(shrink)
         held_out = None if validation is None else model._open(validation, **columns)
         runner = model._build_runner(train, has_validation=validation is not None)
         n_earlier = self.history[-1]["epoch"] if self.history else 0
