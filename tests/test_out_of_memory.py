@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from without_memory import run_without_memory
 
 from gru4rec_fast import NGCF, GRU4Rec, InteractionGraph, LightGCN, ops
+from gru4rec_fast.data import SessionParallelLoader
 from gru4rec_fast.nn import GraphNetwork, SampledLoss
 from gru4rec_fast.profiling import (
     MemoryProfiler,
@@ -217,6 +218,28 @@ def test_a_captured_update_that_runs_out_of_memory_has_not_begun(
     monkeypatch.setattr(CapturedUpdates, "run", fail_after_the_update)
     with pytest.raises(RuntimeError, match="weights are partly updated") as caught, oom_guard():
         epoch.run(1, hidden, step=8)
+    assert not is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("step", ["fused", "captured"])
+def test_an_error_of_python_after_updates_does_not_repeat_them(
+    step: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused step has made its updates when Python runs out of memory for their results."""
+    if step == "fused":
+        request.getfixturevalue("native_library")
+        runner = make_trainer(n_epochs=1).runner
+        epoch, hidden = runner.start_fused_epoch(), runner.network.initial_state(runner.loader.n_lanes)
+    else:
+        setup = TrainingSetup("reference", {})
+        epoch, hidden = setup.start_epoch(steps_per_graph=1), setup.network.initial_state(6)
+
+    def fail(*arguments: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(SessionParallelLoader, "set_position", fail)
+    with oom_guard(), pytest.raises(RuntimeError, match="resume from a checkpoint") as caught:
+        epoch.run(2, hidden, step=0)
     assert not is_out_of_memory(caught.value)
 
 

@@ -109,6 +109,8 @@ void bind_training(py::module_& m) {
            "output_bias"_a, "dropout_p_embed"_a, "dropout_p_hidden"_a, "dropout_seed"_a, "loss"_a, "batch_size"_a,
            "elu_param"_a, "bpreg"_a, "label_smoothing"_a, "logq"_a, "sample_alpha"_a, "mask_accidental_hits"_a,
            "precision"_a, "log_support"_a, "steps"_a, "accumulate"_a)
+      .def_property_readonly("n_begun", &FusedTrainingStep::n_begun,
+                             "The number of updates that have begun to change the weights.")
       .def("run", &run, without_gil, py::kw_only(), "batcher"_a, "sampler"_a, "min_live"_a, "first_step"_a, "updates"_a,
            "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "counter"_a,
            "Run updates; return (loss, steps, events) of each block and whether the epoch is over.")

@@ -109,6 +109,12 @@ class FusedTrainingStep {
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
                         int64_t n_tiles, const std::function<void()>& poll, const PhaseListener& on_phase) = 0;
 
+  // The number of updates that have begun to change the weights.
+  int64_t n_begun() const { return n_begun_; }
+
+ protected:
+  int64_t n_begun_ = 0;
+
  private:
   std::atomic<bool> busy_{false};
 };

@@ -34,6 +34,7 @@ from gru4rec_fast.training.fused_step import (
     BlockOutcome,
     check_steps,
     item_range_error,
+    repeated_only_before_updates,
     why_not_options,
     why_not_trainable_on,
 )
@@ -134,7 +135,7 @@ class CapturedTrainingStep:
 
     @property
     def n_begun(self) -> int:
-        """Number of updates that have begun to change the weights, replays of graphs not counted."""
+        """Number of updates that have begun to change the weights."""
         return self._context.n_begun
 
     def prepare(self) -> None:
@@ -203,6 +204,10 @@ class CapturedEpoch:
         """
         if self._finished:
             return [], True
+        with repeated_only_before_updates(self._training_step):
+            return self._run(updates, hidden, step)
+
+    def _run(self, updates: int, hidden: Sequence[Tensor], step: int) -> tuple[list[BlockOutcome], bool]:
         self._training_step.prepare()
         per_update = self._training_step.steps * self._training_step.accumulate
         updates = min(updates, max(1, math.ceil(self._n_steps_left / per_update)))
@@ -213,13 +218,8 @@ class CapturedEpoch:
             try:
                 captured, result = self._run_next(updates, hidden, step)
             except RuntimeError as error:
-                if position is None or not is_out_of_memory(error):
+                if position is None or not is_out_of_memory(error) or self._training_step.n_begun > n_begun:
                     raise
-                if self._training_step.n_begun > n_begun:
-                    raise RuntimeError(
-                        "out of memory in the middle of an update: the weights are partly updated; resume from a "
-                        "checkpoint"
-                    ) from error
                 for tensor, earlier in zip(self._lane_state, position, strict=True):
                     tensor.copy_(earlier)
                 if not results:

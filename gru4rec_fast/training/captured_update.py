@@ -37,7 +37,7 @@ class UpdateContext:
         precision: "full" or "bf16", see `CapturedTrainingStep`.
         stopped: bool [], set to True by a loss that is not finite; while it is True, nothing is updated.
         hyperparameters: float64 [3]: learning rate, momentum, epsilon.
-        n_begun: number of updates that have begun to change the weights, replays of graphs not counted.
+        n_begun: number of updates that have begun to change the weights.
     """
 
     network: SessionNetwork

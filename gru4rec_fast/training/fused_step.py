@@ -11,8 +11,9 @@ is T consecutive steps (mini-batches) of all lanes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from gru4rec_fast.nn import GrowableEmbedding, SampledLoss, SessionGRU, SessionN
 from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import OutputTable
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.profiling import native_phases
+from gru4rec_fast.profiling import is_out_of_memory, native_phases
+from gru4rec_fast.profiling.allocation_counters import NativeCounter
 
 
 class NoKernels(str):
@@ -287,24 +289,20 @@ class FusedTrainingStep:
             ValueError: an argument has the wrong shape, dtype or range.
             RuntimeError, MemoryError: out of memory, see `FusedEpoch.run`.
         """
-        self._rebind_if_changed()
-        try:
-            with native_phases() as counter:
-                return float(
-                    self._native_step.train_block(
-                        inputs=inputs,
-                        targets=targets,
-                        reset=reset,
-                        negatives=negatives,
-                        first_step=step,
-                        hidden=list(hidden),
-                        n_tiles=self.n_tiles,
-                        counter=counter,
-                        **self._hyperparameters(),
-                    )
+        with self._updating(hidden) as counter:
+            return float(
+                self._native_step.train_block(
+                    inputs=inputs,
+                    targets=targets,
+                    reset=reset,
+                    negatives=negatives,
+                    first_step=step,
+                    hidden=list(hidden),
+                    n_tiles=self.n_tiles,
+                    counter=counter,
+                    **self._hyperparameters(),
                 )
-        finally:
-            self._mark_as_changed(hidden)
+            )
 
     def start_epoch(
         self, loader: SessionParallelLoader, sampler: ops.AliasTable | None, n_sample: int, seed: int
@@ -323,10 +321,42 @@ class FusedTrainingStep:
         group = self._optimizer.param_groups[0]
         return {name: float(group[name]) for name in ("lr", "momentum", "eps")}
 
-    def _mark_as_changed(self, hidden: Sequence[Tensor]) -> None:
-        """Increment the version counters of all tensors that the step changes, so that autograd detects the change."""
-        changed = [tensor for tensor in self._bound_tensors if tensor is not None]
-        torch.autograd.graph.increment_version([*changed, *hidden])
+    @contextmanager
+    def _updating(self, hidden: Sequence[Tensor]) -> Iterator[NativeCounter | None]:
+        """Yield the counter of the active profiler, in which the native step records its phases.
+
+        On exit, the version counters of all tensors that the step changes are incremented, so that autograd detects the
+        change.
+        """
+        self._rebind_if_changed()
+        with repeated_only_before_updates(self._native_step), native_phases() as counter:
+            try:
+                yield counter
+            finally:
+                changed = [tensor for tensor in self._bound_tensors if tensor is not None]
+                torch.autograd.graph.increment_version([*changed, *hidden])
+
+
+class _CountsUpdates(Protocol):
+    @property
+    def n_begun(self) -> int: ...
+
+
+@contextmanager
+def repeated_only_before_updates(step: _CountsUpdates) -> Iterator[None]:
+    """Convert an error that memory ran out, if updates have begun, to one after which nobody repeats the work.
+
+    The error can be one of Python after complete updates: the caller does not know how many there were.
+    """
+    n_begun = step.n_begun
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if step.n_begun > n_begun and is_out_of_memory(error):
+            raise RuntimeError(
+                "out of memory in the middle of an update: the weights are partly updated; resume from a checkpoint"
+            ) from error
+        raise
 
 
 def check_steps(loader: SessionParallelLoader, steps: int) -> None:
@@ -376,15 +406,15 @@ class FusedEpoch:
             ValueError: an item is out of range for the catalogue.
             RuntimeError: "DefaultCPUAllocator: can't allocate memory ...": the first update does not fit into memory.
                 Or "out of memory in the middle of an update ...": the weights are partly updated; resume from a
-                checkpoint. Only the small memory inside some matrix products is allocated so late.
+                checkpoint. Only the small memory inside some matrix products, and that of the result, is allocated so
+                late.
             MemoryError: as "can't allocate memory", for an allocation outside of torch.
         """
         if self._finished:
             return [], True
-        self.training_step._rebind_if_changed()
         try:
-            with native_phases() as counter:
-                blocks, self._finished = self.training_step._native_step.run(
+            with self.training_step._updating(hidden) as counter:
+                blocks, finished = self.training_step._native_step.run(
                     batcher=self._batcher,
                     sampler=self._sampler,
                     min_live=self._loader.min_live,
@@ -395,11 +425,10 @@ class FusedEpoch:
                     counter=counter,
                     **self.training_step._hyperparameters(),
                 )
+                self._finished = finished
+                self._loader.set_position(self._lane_state, finished)
+                return [BlockOutcome(*block) for block in blocks], finished
         except ValueError as error:
             if item_range_error(self._loader.items, self.training_step._network.n_items):
                 raise self._loader.damage_error(str(error)) from None
             raise
-        finally:
-            self.training_step._mark_as_changed(hidden)
-        self._loader.set_position(self._lane_state, self._finished)
-        return [BlockOutcome(*block) for block in blocks], self._finished

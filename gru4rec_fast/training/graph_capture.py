@@ -211,10 +211,13 @@ class CapturedUpdates:
             self._graph, self._graph_key = None, key
         elif self._graph is None and self._capturer is not None:
             # Captured in the second run: the first one has created all that is created at its first use.
+            n_begun = self._context.n_begun
             self._graph = self._capturer.capture(self._run_operators)
+            self._context.n_begun = n_begun  # a capture executes nothing
         if self._graph is None:
             self._run_operators()
         else:
+            self._context.n_begun += self.shape.updates
             self._graph.replay()
 
     def _current_key(self) -> tuple[Any, ...]:

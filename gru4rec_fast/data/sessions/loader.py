@@ -128,7 +128,10 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next block and the settings of the loader. All values can be stored as JSON."""
-        return {"epoch": self._epoch, **self._position, "loader": self._settings()}
+        lanes = self._position["lanes"]
+        if lanes is not None:
+            lanes = [torch.as_tensor(values).tolist() for values in lanes]
+        return {"epoch": self._epoch, "blocks": self._position["blocks"], "lanes": lanes, "loader": self._settings()}
 
     def _settings(self) -> dict[str, int | bool]:
         """Return the settings on which the meaning of a position depends."""
@@ -188,7 +191,7 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         # Number of steps in a chunk: a multiple of `steps` within the limits, or one block.
         chunk = max(self.steps, min(CHUNK_STEPS, CHUNK_EVENTS // self.n_lanes) // self.steps * self.steps)
         while True:
-            chunk_start = [tensor.tolist() for tensor in lane_state]
+            chunk_start = [tensor.clone() for tensor in lane_state]
             (inputs, targets, reset), n_live = self._compute_chunk(order, lane_state, chunk)
             n_steps = next((t for t, n in enumerate(n_live) if n < self.min_live), chunk)
             is_last_chunk = n_steps < chunk or self._next_live(order, lane_state) < self.min_live
@@ -230,7 +233,7 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         order, lane_state = self._order(), ops.session_batch_state(self.n_lanes)
         if position["lanes"] is not None:
             for tensor, values in zip(lane_state, position["lanes"], strict=True):
-                tensor.copy_(torch.tensor(values))
+                tensor.copy_(torch.as_tensor(values))
         if position["blocks"]:
             skipped_steps = position["blocks"] * self.steps
             # Advances `lane_state` in place.
@@ -242,7 +245,7 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         if finished:
             self._finish_epoch()
         else:
-            self._position = {"blocks": 0, "lanes": [tensor.tolist() for tensor in lane_state]}
+            self._position = {"blocks": 0, "lanes": [tensor.clone() for tensor in lane_state]}
 
     def _finish_epoch(self) -> None:
         self._epoch += 1
