@@ -325,7 +325,7 @@ QUOTES = {
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.csv.zst"])
 @pytest.mark.parametrize("case", QUOTES)
-def test_only_a_quote_that_opens_a_field_quotes_it(tmp_path: Path, case: str, name: str, end: str) -> None:
+def test_quotes_have_an_effect_only_at_the_start_of_a_field(tmp_path: Path, case: str, name: str, end: str) -> None:
     text, items = QUOTES[case]
     data = (TITLES + text).replace("\n", end).encode()
     compress = {"gz": gzip.compress, "zst": zstd_compress}.get(name[8:].strip("."), bytes)
@@ -495,6 +495,7 @@ def test_error_names_a_bad_column_and_the_problem(column: str, values: list[Any]
     table: dict[str, list[Any]] = {"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}
     with pytest.raises(ValueError, match=message):
         SessionStore.from_events({**table, column: values})
+    # The largest integers that are accepted as floats.
     for number, dtype in ((2**53 - 1, np.float64), (2**24 - 1, np.float32)):
         store = SessionStore.from_events({**table, "ItemId": np.array([number, -number], dtype)})
         assert store.vocabulary.ids.tolist() == [number, -number]

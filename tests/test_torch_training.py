@@ -43,7 +43,7 @@ def test_optimizers_train_with_dense_gradients(name: str, embedding: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdagrad"])
-def test_sparse_gradients_train_the_same_weights_where_the_rule_moves_no_other_row(name: str) -> None:
+def test_sparse_gradients_train_the_same_weights_if_rows_without_gradient_stay(name: str) -> None:
     models = [Model(sparse=sparse, dtype=torch.float64) for sparse in (False, True)]
     for model in models:
         train(model, DENSE_OPTIMIZERS[name](model.parameters()))
@@ -80,7 +80,7 @@ def test_a_copied_table_and_the_weight_of_an_nn_embedding_are_recognized_as_tabl
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_torch_clips_dense_gradients_and_ours_both(sparse: bool) -> None:
+def test_torch_clips_dense_gradients_and_clip_grad_norm_also_sparse_ones(sparse: bool) -> None:
     model = Model(sparse=sparse)
     norms = []
 

@@ -3,8 +3,8 @@
     python tools/compare_builds.py OLD NEW [--new-path FOLDER] [--impl native] [--only TEXT] [--keep FOLDER]
     python tools/compare_builds.py OLD NEW [--new-path FOLDER] --time [--only TEXT] [--rounds 7]
 
-OLD and NEW are the Python interpreters of two environments with the same torch. To compare the last release with the
-working tree:
+OLD and NEW are the Python interpreters of two environments with the same torch and numpy. To compare the last release
+with the working tree:
 
     python -m venv old && old/bin/pip install torch==2.13.0 && old/bin/pip install git+file://$PWD@2f7e07c
     python tools/compare_builds.py old/bin/python .venv/bin/python --new-path .
@@ -74,7 +74,7 @@ class Build:
         return inherited | ({"PYTHONPATH": self.path} if self.path else {}) | additional
 
     def describe(self) -> dict[str, Any]:
-        """Return the versions, the instruction set and the names of the timed workloads (build_cases.describe)."""
+        """Return versions, instruction set, why there are no native kernels, and workloads (build_cases.describe)."""
         run = subprocess.run(
             self.command("describe"), env=self.environment(), stdout=subprocess.PIPE, text=True, check=False
         )
@@ -242,7 +242,7 @@ def differences(name: str, indices: list[int], keep_folder: Path | None) -> str:
             texts.append(f"{old[i].dtype} {[*old[i].shape]} and {new[i].dtype} {[*new[i].shape]}")
         else:
             difference = (old[i].double() - new[i].double()).abs().max()
-            texts.append(f"{difference:.3g} where the largest is {old[i].double().abs().max():.3g}")
+            texts.append(f"{difference:.3g} of values up to {old[i].double().abs().max():.3g}")
     return f", max abs difference {'; '.join(texts)}"
 
 

@@ -12,11 +12,11 @@
 namespace grf {
 namespace {
 
-constexpr int64_t kGrainSize = 16384;  // the smallest number of elements for which a thread is used
+constexpr int64_t kGrainSize = 16384;  // grain size of a loop over elements
 
-// Returns the smallest number of rows of `width` elements for which a thread is used.
-int64_t grain_rows(int64_t width) {
-  return std::max<int64_t>(1, kGrainSize / std::max<int64_t>(1, width));
+// Returns the grain size of a loop over rows or columns of n elements each.
+int64_t grain_size(int64_t n) {
+  return std::max<int64_t>(1, kGrainSize / std::max<int64_t>(1, n));
 }
 
 }  // namespace
@@ -25,7 +25,7 @@ template <typename T>
 void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n, T* out) {
   // The rows are scattered in memory. The row that is needed kAhead iterations later is prefetched, cache line by line.
   constexpr int64_t kAhead = 4, kCacheLine = 64 / static_cast<int64_t>(sizeof(T));
-  at::parallel_for(0, n, grain_rows(width), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, n, grain_size(width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (i + kAhead < end && index[i + kAhead] >= 0) {
         const T* next = table + index[i + kAhead] * width;
@@ -42,7 +42,7 @@ void gather_rows(const T* table, int64_t width, const int64_t* index, int64_t n,
 
 template <typename T>
 void repeat_row(const T* row, int64_t rows, int64_t width, T* out) {
-  at::parallel_for(0, rows, grain_rows(width), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, rows, grain_size(width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) std::copy_n(row, width, out + i * width);
   });
 }
@@ -57,7 +57,7 @@ void multiply_in_place(const T* factors, int64_t n, T* values) {
 template <typename T>
 void add_column_sums(const T* matrix, int64_t rows, int64_t width, int64_t stride, T* sums) {
   const auto sum = GRF_DISPATCH(sum_columns<T>);
-  at::parallel_for(0, width, grain_rows(rows),
+  at::parallel_for(0, width, grain_size(rows),
                    [&](int64_t begin, int64_t end) { sum(sums + begin, matrix + begin, rows, end - begin, stride); });
 }
 

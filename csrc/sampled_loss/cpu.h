@@ -15,10 +15,10 @@ struct ScoreColumns {
   int64_t size;
 };
 
-// M hidden states, scored against their targets and N negatives. With in_batch, the columns are all M + N items and
-// include each row's own target. Without in_batch, the columns are the N negatives, followed by a column for the row's
-// own target; the matrix products do not compute this column. sampled_loss/sampled_loss.h explains rows, columns and
-// live.
+// M hidden states, scored against their targets and N negatives. The score matrix has a row for each hidden state; only
+// the member `rows` holds other rows, the item embeddings. With in_batch, the columns are all M + N items and include
+// each row's own target. Without in_batch, the columns are the N negatives, followed by a column for the row's own
+// target; the matrix products do not compute this column. sampled_loss/sampled_loss.h explains live.
 template <typename T>
 struct SampledLoss {
   int64_t m, n, width;  // M, N, H

@@ -68,6 +68,7 @@ class DenseParameter {
   void update_rows(int64_t first, int64_t count, const T* grad, const AdagradOptions<T>& options) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = first + i, next_row = i + 1 < count ? row + 1 : -1;  // next_row is prefetched; -1 means none
+      // The row has one gradient. `grad`, `positions` and n are for callers that have several.
       update_row<T, AdagradOptions>(table_, row, /*first_grad=*/grad + i * table_.width, /*grad=*/nullptr,
                                     /*positions=*/nullptr, /*n=*/0, options, next_row);
     }

@@ -237,7 +237,7 @@ class Estimator(Parameters):
         model.n_epochs = self.n_epochs if n_epochs is None else n_epochs
         model._check_patience(validation)
         callbacks = check_callbacks(callbacks)
-        train = model._open_more(data, **columns)
+        train = model._open_and_extend(data, **columns)
         with torch.no_grad():
             for weight in model._fitted_network().parameters():
                 weight.mul_(shrink)
@@ -356,7 +356,7 @@ class Estimator(Parameters):
         """Return the data as a store or graph, with the indices of the training data if its ids are set."""
         raise NotImplementedError
 
-    def _open_more(self, data: Any, **columns: str) -> Any:
+    def _open_and_extend(self, data: Any, **columns: str) -> Any:
         """Open new data, append ids and weights for its unknown ids, and return what to train on.
 
         The network is replaced by a copy. Other objects that the model shares with copies of it are not changed.

@@ -203,7 +203,7 @@ class GraphRecommender(Estimator, GraphParameters):
         self.graph, self.network = new_graph, new_network.eval()
         return self
 
-    def _open_more(self, data: Any, **columns: Any) -> InteractionGraph:
+    def _open_and_extend(self, data: Any, **columns: Any) -> InteractionGraph:
         assert self.graph is not None
         graph, more = self.graph, open_graph(data, **columns)
         users, items = graph.users.as_own_kind(more.users.ids), graph.items.as_own_kind(more.items.ids)

@@ -111,7 +111,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         if type(network) is not SessionNetwork:
             raise TypeError(
                 f"network must be a gru4rec_fast.nn.SessionNetwork, not a {type(network).__name__}, which `load` could "
-                "not restore; of a wrapper, give the network inside"
+                "not restore; if it is a wrapper, give the network inside it"
             )
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary(vocabulary)
@@ -232,7 +232,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _open(self, data: Any, **columns: str) -> SessionStore:
         return open_sessions(data, self.vocabulary, **columns)
 
-    def _open_more(self, data: Any, **columns: str) -> SessionStore:
+    def _open_and_extend(self, data: Any, **columns: str) -> SessionStore:
         assert self.vocabulary is not None
         store = open_more_sessions(data, self.vocabulary, **columns)
         self.network = copy.deepcopy(self._fitted_network()).to(find_device(self.device))
@@ -272,6 +272,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _build_runner(self, data: SessionStore, *, has_validation: bool) -> SessionEpochRunner:
         network = self._fitted_network()
         optimizer = build_session_optimizer(self, network)
+        # In `fit` there are no maxima. `partial_fit` continues with those of the last training.
         restore_accumulators(network, optimizer, self._accumulator_maxima)
         return build_session_runner(
             self,

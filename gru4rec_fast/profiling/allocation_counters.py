@@ -14,8 +14,9 @@ from gru4rec_fast import _backend
 
 
 class AllocationCounts(NamedTuple):
-    """Bytes that were allocated and freed, and the number of allocations, since a counter was created.
+    """Bytes that were allocated and freed, and the number of allocations.
 
+    They are counted since the counter was created, by a CudaCounter since its last `start`.
     peak_bytes: largest value of allocated - freed bytes since the previous `read`.
     """
 
@@ -94,11 +95,12 @@ class TensorCounter(TorchDispatchMode):
         return self._allocated, self._freed, self._allocations, peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {tensor.untyped_storage()._cdata for tensor in _cpu_tensors((args, kwargs))}
+        # A result in the memory of an argument, such as a view, allocates nothing.
+        argument_storages = {tensor.untyped_storage()._cdata for tensor in _cpu_tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for tensor in _cpu_tensors(result):
             storage = tensor.untyped_storage()
-            if storage._cdata in known or id(storage) in self._counted:
+            if storage._cdata in argument_storages or id(storage) in self._counted:
                 continue
             self._allocated += storage.nbytes()
             self._allocations += 1

@@ -18,10 +18,10 @@ from gru4rec_fast.profiling.memory_profiler import active_profiler
 from gru4rec_fast.profiling.memory_report import format_bytes
 from gru4rec_fast.profiling.object_trace import GROWING, ObjectTrace
 
-# By how much the process must have grown: without a leak, the free lists of Python and malloc need some MiB in the
-# first thousands of steps.
+# A process that has grown by less is not called leaking. Without a leak, the free lists of Python and malloc need some
+# MiB in the first thousands of steps.
 _PROCESS_BYTES = 8 * 2**20
-_SECONDS_BETWEEN_LINES = 1.0  # of the live line where it cannot be rewritten
+_SECONDS_BETWEEN_LINES = 1.0  # minimum time between two lines of `live`, unless it is a terminal
 
 
 class MemoryLeakWarning(UserWarning):
@@ -45,9 +45,9 @@ class LeakReport:
         allocator: growth of the bytes that torch's allocator has given out; None while there are too few steps.
         process: growth of the resident size of the process, in bytes; None while there are too few steps.
         objects: growth of the number of objects and other blocks in the interpreter's memory; None likewise.
-        python_bytes: bytes per step by which the Python objects of `sites` and of further such sites grew while they
-            were traced; 0.0 before. The elements of tensors are not among them.
-        is_leaking: whether one of these grows steadily, the objects by more than `min_growth` bytes.
+        python_bytes: growth per step, in bytes, of the Python objects of all allocation sites that grow, of which
+            `sites` has the first; 0.0 before they were traced. The elements of tensors are not counted.
+        is_leaking: whether allocator, process or objects grow steadily; the objects by more than `min_growth` bytes.
         types: (name, objects per step) of Python types whose numbers grow, most first; empty without a leak. Types
             without references to other objects, such as bytes, are not among them.
         tensors: (shape, dtype and device, tensors per step) likewise.
@@ -104,12 +104,12 @@ class LeakDetector:
 
     The steps of the warm-up are ignored. After about 200 further steps there is an estimate of the growth per step: of
     torch's allocator, of the resident size of the process, and of the number of Python objects. If one of them grows
-    steadily, the detector compares the Python objects and the allocation sites over 96 steps (by gc and tracemalloc,
-    which makes 128 steps slower). If this confirms a leak, it warns or raises an error, once. If not, it looks
-    again after twice as many steps. A leak that only the size of the process shows, e.g. of a C library, is found once
-    it has 8 MiB. The detector needs a constant amount of memory. On the CPU it counts the allocations of the thread
-    that entered the context. Without native kernels, that counter itself makes Python objects, so a growth of Python
-    objects alone is reported, but is not called a leak.
+    steadily, the detector traces 128 steps by gc and tracemalloc, which makes them slower, and compares the Python
+    objects and the allocation sites of the last 96. If this confirms a leak, it warns or raises an error, once. If not,
+    it traces again after twice as many steps. A leak that only the size of the process shows, e.g. of a C library, is
+    found once the process has grown by 8 MiB. The detector needs a constant amount of memory. On the CPU it counts the
+    allocations of the thread that entered the context. Without native kernels, that counter itself makes Python
+    objects, so a growth of Python objects alone is reported, but is not called a leak.
 
     Args:
         device: the device of the allocator.

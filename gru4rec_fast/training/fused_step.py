@@ -98,7 +98,7 @@ def _why_not_parameters(
     are_plain = all(type(weight) is nn.Parameter for weight in weights)
     weight_ids = {*map(id, weights)}
     if not are_plain or len(weight_ids) < len(weights) or weight_ids != {*map(id, named.values())}:
-        return "a weight is not exactly an nn.Parameter, or is used twice"
+        return "a weight is not exactly an nn.Parameter, or is used twice, or the network has other parameters"
     if len(optimizer.param_groups) != 1 or {*optimizer.param_groups[0]["params"]} != {*named.values()}:
         return "the optimizer must have one parameter group with all parameters of the network"
     if reason := why_not_options(optimizer):
@@ -162,8 +162,9 @@ class FusedTrainingStep:
     Each call uses the weights, optimizer state, hyperparameters and train or eval mode that network and optimizer have
     at the time of the call. Only the constructor reads the options of the criterion.
 
-    An update that runs out of memory has not begun: weights, optimizer state, hidden states and the position in the
-    epoch are as before it, and the memory of the step is freed. It can be repeated with more `n_tiles`.
+    If memory runs out in an update, weights, optimizer state, hidden states and the position in the epoch are as before
+    the update, and the memory of the step is freed. The update can be repeated with more `n_tiles`. `FusedEpoch.run`
+    states the one exception.
 
     Attributes:
         n_tiles: 1 by default, and may be changed between calls. The scores of a step (one row per live lane, one column
@@ -393,8 +394,8 @@ class FusedEpoch:
         this object must not be used again, except after an error that memory ran out (see below).
 
         If memory runs out, the call ends before the update that needs it, and returns the earlier updates. Only if it
-        is the first update of the call, the error is raised. Nothing has changed then, and the next call repeats this
-        update; set more `n_tiles` of the step before.
+        is the first update of the call, the error is raised. Nothing has changed then. The next call repeats this
+        update; before it, increase `n_tiles` of the training step.
 
         Args:
             updates: at least 1.

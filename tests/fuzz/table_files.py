@@ -63,11 +63,11 @@ _FRAMES = st.fixed_dictionaries(
         "inserted": st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=2),
     }
 )
-_READERS = ["sessions", "sessions of a vocabulary", "graph", "graph like", "text", "prepare"]
+_READERS = ["sessions", "sessions with given ids", "graph", "graph with given ids", "text", "prepare"]
 
 
 def _column(dtype: str, values: list[int | None]) -> pl.Series:
-    """Return values as a column of the dtype; values that do not fit become null."""
+    """Return values as a column of the dtype. Values that do not fit become null; in Object, null becomes object()."""
     if dtype == "Object":
         return pl.Series([object() if value is None else value for value in values], dtype=pl.Object)
     floats = pl.Series([None if value is None else float(value) for value in values], dtype=pl.Float64)
@@ -132,7 +132,7 @@ def run(case: Any, folder: Path) -> None:
             assert all(store.n_events for store in sets.values()), "empty split"
         else:
             like = InteractionGraph.from_arrays([0], [0], user_ids=Vocabulary(case["ids"]), item_ids=Vocabulary([1]))
-            like = like if reader == "graph like" else None
+            like = like if reader == "graph with given ids" else None
             if reader == "text" and isinstance(source, Path):
                 InteractionGraph.from_text(source, like=like)
             else:

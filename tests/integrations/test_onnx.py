@@ -62,7 +62,7 @@ def expected_step(
 @pytest.mark.parametrize("embedding", ["constrained", "separate", "none"])
 @torch.no_grad()
 def test_scores_and_states(tmp_path: Path, embedding: str, form: str, layers: list[int], dtype: torch.dtype) -> None:
-    """Two calls with different numbers of steps, resets, and steps without an item; the second gets the new states."""
+    """Make two calls with different numbers of steps, resets, and steps without an item; the second goes on."""
     network = SessionNetwork(
         N_ITEMS, layers, embedding=embedding, embedding_dim=4, gru_form=form, dropout_p_hidden=0.5, dtype=dtype
     )
@@ -73,21 +73,21 @@ def test_scores_and_states(tmp_path: Path, embedding: str, form: str, layers: li
     network.eval()
     runtime = runtime_of(tmp_path / "network.onnx")
     states = [torch.randn_like(state) for state in network.initial_state(8)]
-    inputs_states = states
+    runtime_states = states
     for steps in (5, 1):
         items, reset = torch.randint(-1, N_ITEMS, (steps, 8)), torch.rand(steps, 8) < 0.3
         items[:, 0] = -1  # a session without any item
-        outputs = runtime.run(None, session_inputs(items, reset, inputs_states))
+        outputs = runtime.run(None, session_inputs(items, reset, runtime_states))
         scores, states = expected_step(network, items, reset, states)
         tolerance = 1e-5 if dtype == torch.float32 else 1e-13
         for output, expected in zip(outputs, [scores, *states], strict=True):
             np.testing.assert_allclose(output, expected.numpy(), rtol=tolerance, atol=tolerance)
-        inputs_states = [torch.from_numpy(state) for state in outputs[1:]]
+        runtime_states = [torch.from_numpy(state) for state in outputs[1:]]
 
 
 @torch.no_grad()
 def test_steps_equal_one_call_of_the_network(tmp_path: Path) -> None:
-    """Without padding, a call is that of the network, with resets."""
+    """Without padding, a call gives the same results as a call of the network, also with resets."""
     network = SessionNetwork(N_ITEMS, [6, 5], embedding="separate", embedding_dim=4).eval()
     export(network, tmp_path / "network.onnx")
     items, reset = torch.randint(0, N_ITEMS, (9, 4)), torch.rand(9, 4) < 0.3

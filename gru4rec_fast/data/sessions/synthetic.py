@@ -10,9 +10,9 @@ import numpy as np
 
 from gru4rec_fast.data.sessions.store import SessionStore
 
-FIRST_TIME = 1_700_000_000  # of the log, in seconds since 1970
-SESSION_INTERVAL_S = 60  # between the starts of two sessions
-EVENT_INTERVAL_S = 10  # between two events of a session
+FIRST_TIME = 1_700_000_000  # time of the first event, in seconds since 1970
+SESSION_INTERVAL_S = 60  # seconds from the start of a session to the start of the next
+EVENT_INTERVAL_S = 10  # seconds from an event to the next of its session
 
 
 def markov_events(
