@@ -45,10 +45,10 @@ CALLS += [(builtins, "open"), (io, "open"), (safetensors.torch, "save_file")]
 
 
 def exit_before_call(root: Path, number: int) -> None:
-    """Make this process exit before its file-system call `number`, counted from 0. Other folders are not counted."""
+    """Make this process exit before its file-system call `number` within `root`, counted from 0."""
     n_calls = 0
 
-    def count() -> None:
+    def count_or_exit() -> None:
         nonlocal n_calls
         if n_calls == number:
             os._exit(KILLED)
@@ -62,10 +62,10 @@ def exit_before_call(root: Path, number: int) -> None:
             if isinstance(target, int):
                 target = os.readlink(f"/proc/self/fd/{target}")
             if "dir_fd" in keywords or str(target).startswith(str(root)):
-                count()
+                count_or_exit()
                 if name == "save_file":
                     Path(target).write_bytes(b"an incomplete file")
-                    count()
+                    count_or_exit()
             return call(*arguments, **keywords)
 
         setattr(module, name, counted)
@@ -97,9 +97,9 @@ def run_with_all_kills(
 ) -> int:
     """Kill `act` before each call, then check what is left and act again. Return the number of kills.
 
-    `check` is called in the state after the kill, and asserts that the old or the new state is complete. Then, and also
-    from a copy that was not checked, `act` is called again. This is done once for each state that a kill leaves; the
-    content of temporary folders does not count, because nothing but their removal reads them.
+    `check` asserts that the old or the new state is complete, and `act` is called again. In a copy of the folder, `act`
+    is called again without a check before it, because `check` may repair the folder. This is done once for each state
+    that a kill leaves; the content of temporary folders does not count, because nothing but their removal reads them.
     """
     states = set()
     template, root, copy = folder / "template", folder / "work", folder / "copy"
@@ -199,8 +199,9 @@ def check_run_folder(root: Path) -> None:
         assert load_checkpoint(run / PREVIOUS / "last.safetensors", FORMAT).progress["epoch"] == 0
     else:
         assert epoch == 2
-        of_previous = load_checkpoint(run / PREVIOUS / "last.safetensors", FORMAT).progress["epoch"]
-        assert previous == contents(expected) if of_previous == 1 else of_previous == 2
+        previous_epoch = load_checkpoint(run / PREVIOUS / "last.safetensors", FORMAT).progress["epoch"]
+        # Training 2 is the previous one if it ran again after the kill.
+        assert previous == contents(expected) if previous_epoch == 1 else previous_epoch == 2
 
 
 # A store that replaces another one; a preparation that replaces one with other parts.
@@ -224,8 +225,13 @@ def check_store(root: Path) -> None:
     raise AssertionError("the deleted store came back")
 
 
+def log_path(root: Path, options: tuple[str, ...]) -> Path:
+    """Return the path of the log that is prepared with these options."""
+    return root / f"log{len(options)}.tsv"
+
+
 def prepare(root: Path, *options: str) -> None:
-    result = cli("prepare", root / f"log{len(options)}.tsv", root / "data", *options)
+    result = cli("prepare", log_path(root, options), root / "data", *options)
     assert result.exit_code == 0, result.stderr
 
 
@@ -242,15 +248,15 @@ SPLITS = (*SPLIT, "--validation-split", "fraction=0.3")
 
 
 def set_up_prepare(root: Path, names: tuple[str, ...], options: tuple[str, ...]) -> None:
-    write_log(root / f"log{len(options + SPLITS)}.tsv", names, 40)
-    write_log(root / f"log{len(options + SPLIT)}.tsv", names, 30)
+    write_log(log_path(root, options + SPLITS), names, 40)
+    write_log(log_path(root, options + SPLIT), names, 30)
     prepare(root, *options, *SPLITS)
 
 
 def check_prepared_log(root: Path) -> None:
-    parts = SessionStore.open(root / "data" / "train"), open_prepared(root / "data")
-    n_sessions = parts[0].n_sessions + parts[1]["test"].n_sessions
-    assert (parts[1].keys(), n_sessions > 30) in ((ALL_PARTS, True), (PARTS, False)), (parts, n_sessions)
+    train_store, parts = SessionStore.open(root / "data" / "train"), open_prepared(root / "data")
+    n_sessions = train_store.n_sessions + parts["test"].n_sessions
+    assert (parts.keys(), n_sessions > 30) in ((ALL_PARTS, True), (PARTS, False)), (parts, n_sessions)
 
 
 def check_prepared_interactions(root: Path) -> None:

@@ -260,7 +260,7 @@ def test_importing_the_command_line_imports_no_heavy_module() -> None:
 
 
 def test_ctrl_c_while_torch_is_imported_ends_the_command() -> None:
-    """C++ code of torch drops the errors of modules that it imports; so does this finder."""
+    """C++ code of torch suppresses a KeyboardInterrupt in modules that it imports; this finder does the same."""
     code = """
 import contextlib, signal, sys
 

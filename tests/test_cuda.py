@@ -41,6 +41,7 @@ pytestmark = [
 ]
 
 Outputs = tuple[Tensor, ...]
+N_LANES = 6  # default of TrainingSetup
 
 
 # Each of these functions runs small cases of one kernel family on a device, and returns the outputs of all cases.
@@ -146,7 +147,7 @@ def run_ngcf_layer(device: str, impl: str) -> Outputs:
     nodes = torch.arange(0, 50, 3, device=device)
     variants: list[dict] = [{}, {"rows": nodes}, {"Q": "plain+I", "P": "plain", "dtype": torch.float64}]
     outputs: list[Tensor] = []
-    for widths in ngcf.WHOLE_WIDTHS:
+    for widths in ngcf.LAYER_WIDTHS:
         for activation in ACTIVATIONS:
             for variant in variants:
                 outputs += ngcf.whole_number_layer(impl, widths, device, activation=activation, **variant)
@@ -332,7 +333,7 @@ def test_losses_of_captured_float32_steps_are_close_to_float64(precision: str, t
     case = CASES["cross-entropy, logq"] | {"layers": [24]}
     expected = train_by_autograd(TrainingSetup("reference", case))[:16]
     setup = setup_on_gpu(case | {"dtype": torch.float32})
-    epoch, hidden = setup.start_epoch(steps_per_graph=4, precision=precision), setup.network.initial_state(6)
+    epoch, hidden = setup.start_epoch(steps_per_graph=4, precision=precision), setup.network.initial_state(N_LANES)
     losses = [block.loss for step in range(0, 16, 4) for block in epoch.run(4, hidden, step=step)[0]]
     assert losses == pytest.approx([block.loss for block in expected], rel=tolerance)
 
@@ -351,10 +352,10 @@ def test_captured_graph_stops_at_a_nan_loss() -> None:
     gpu_setup, reference = setup_on_gpu(case), TrainingSetup("reference", case)
     for setup in (gpu_setup, reference):
         poison(setup, mini_batch=10)
-    epoch, hidden = gpu_setup.start_epoch(steps_per_graph=4), gpu_setup.network.initial_state(6)
+    epoch, hidden = gpu_setup.start_epoch(steps_per_graph=4), gpu_setup.network.initial_state(N_LANES)
     outcomes = [block for step in (0, 4, 8) for block in epoch.run(4, hidden, step=step)[0]]
     assert [block.loss == block.loss for block in outcomes] == [True] * 10 + [False]
-    reference.start_epoch().run(10, reference.network.initial_state(6), step=0)
+    reference.start_epoch().run(10, reference.network.initial_state(N_LANES), step=0)
     weights = [weight.cpu() for weight in gpu_setup.weights()]
     torch.testing.assert_close(weights, reference.weights(), rtol=1e-9, atol=1e-9, equal_nan=True)
 
@@ -374,7 +375,7 @@ def test_training_continues_on_the_gpu_if_a_capture_fails(monkeypatch: pytest.Mo
 
     def losses() -> list[float]:
         setup = setup_on_gpu(case)
-        epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(6)
+        epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(N_LANES)
         return [block.loss for step in (0, 2, 4, 6) for block in epoch.run(2, hidden, step=step)[0]]
 
     stream = torch.cuda.current_stream()
@@ -389,7 +390,7 @@ def test_training_continues_on_the_gpu_if_a_capture_fails(monkeypatch: pytest.Mo
 
 
 def test_training_goes_on_when_gpu_memory_runs_out() -> None:
-    """The limit is 60 % of what the training reserves; most of it is the scores, which become smaller in parts."""
+    """The limit is 60 % of the memory that the training uses, most of it for scores. Parts of an update have fewer."""
     store = markov_store(n_sessions=2000, n_items=100_000)
 
     def train() -> GRU4Rec:
@@ -418,7 +419,7 @@ def test_captured_graphs_remain_correct_when_others_are_released() -> None:
     trainings = []
     for _ in range(40):
         setup = setup_on_gpu({})
-        epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(6)
+        epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(N_LANES)
         losses = [block.loss for step in (0, 2) for block in epoch.run(2, hidden, step=step)[0]]
         trainings.append((epoch, hidden, losses))
     del trainings[::2], setup, epoch, hidden, losses
@@ -434,12 +435,12 @@ def test_captured_graphs_remain_correct_when_others_are_released() -> None:
 def test_a_changed_fp32_precision_is_captured_again() -> None:
     matmul = torch.backends.cuda.matmul
     setup = setup_on_gpu({"dtype": torch.float32, "layers": [64]})
-    epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(6)
+    epoch, hidden = setup.start_epoch(steps_per_graph=2), setup.network.initial_state(N_LANES)
     previous = matmul.fp32_precision
     try:
         for step, precision in zip((0, 2, 4, 6, 8), ("ieee", "ieee", "tf32", "tf32", "tf32"), strict=True):
             matmul.fp32_precision = precision
-            captured = epoch.next_updates(2, 6)
+            captured = epoch.next_updates(2, N_LANES)
             epoch.run(2, hidden, step=step)
             # The first run with a precision uses no graph; the second captures one.
             assert (captured._graph is not None) == (step not in (0, 4))
@@ -448,20 +449,20 @@ def test_a_changed_fp32_precision_is_captured_again() -> None:
 
 
 def test_a_captured_step_learns_items_that_are_appended() -> None:
-    """One item at a time, so that some growth copies the tables, and some is in place under a captured graph."""
+    """Append one item at a time: sometimes the tables are copied, sometimes they grow in place after a capture."""
     losses: dict[str, list[float]] = {}
     for device in ("cpu", "cuda"):
         setup = TrainingSetup("reference", {}) if device == "cpu" else setup_on_gpu({})
-        network, hidden = setup.network, [state.to(device) for state in setup.network.initial_state(6)]
+        network, hidden = setup.network, [state.to(device) for state in setup.network.initial_state(N_LANES)]
         step = CapturedTrainingStep(network, setup.criterion, setup.optimizer)
         generator, losses[device] = torch.Generator().manual_seed(0), []
         for number in range(18):
             if number % 3 == 2:
                 network.extend_items(1, optimizer=setup.optimizer)
-            block = torch.randint(network.n_items, (3, 1, 6), generator=generator)
+            block = torch.randint(network.n_items, (3, 1, N_LANES), generator=generator)
             block[1] = network.n_items - 1
             inputs, targets, negatives = block.to(device)
-            reset = torch.zeros(1, 6, dtype=torch.bool, device=device)
+            reset = torch.zeros(1, N_LANES, dtype=torch.bool, device=device)
             losses[device].append(step.train_block(inputs, targets, reset, negatives, hidden, step=number))
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-9)
 

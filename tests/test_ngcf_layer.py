@@ -204,7 +204,7 @@ def test_threads_do_not_change_a_bit() -> None:
 
 
 # Input and output width of a layer. Kernels load and store several elements together if a width is a multiple of 4.
-WHOLE_WIDTHS = [(1, 1), (3, 5), (8, 4), (7, 70), (4, 0)]
+LAYER_WIDTHS = [(1, 1), (3, 5), (8, 4), (7, 70), (4, 0)]
 
 
 def whole_numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -228,7 +228,7 @@ def whole_number_layer(impl: str, widths: tuple[int, int], device: str = "cpu", 
 
 @kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("widths", WHOLE_WIDTHS)
+@pytest.mark.parametrize("widths", LAYER_WIDTHS)
 def test_kernels_equal_reference_for_whole_numbers(impl: str, activation: str, widths: tuple[int, int]) -> None:
     for changed in ({}, {"dtype": torch.float64, "Q": "plain+I", "P": "plain", "node_dropout": 0.0}):
         options: dict[str, Any] = {"activation": activation, **changed}
@@ -391,7 +391,7 @@ def test_gradcheck(impl: str, activation: str, P: str, Q: str) -> None:
 
 @impls
 def test_second_derivative_is_right_or_an_error(impl: str) -> None:
-    """It must not be silently wrong where another term of the loss keeps the graph alive."""
+    """Without the error, `backward` could silently drop it: the first term of the loss has a gradient anyway."""
     offsets, neighbors = random_graph(4, 5, 12, seed=2)
     E, *weights = (tensor.requires_grad_() for tensor in (normal(9, 3), *weights_of(3, 2)))
     loss = ngcf_layer(E, offsets, neighbors, *weights, impl=impl).square().sum()
@@ -406,10 +406,11 @@ def test_second_derivative_is_right_or_an_error(impl: str) -> None:
 
 @kernels
 def test_operators_check_the_graph_before_they_read_features(impl: str) -> None:
-    """Both operators: more nodes than features, and rows that are no nodes, would be read out of bounds."""
+    """More nodes than features, and rows that are not nodes, would make forward and backward read out of bounds."""
     library = operators_of(impl, "ngcf_layer")
     offsets, neighbors = random_graph(4, 5, 12, seed=2)
-    options = ("mean", "mean", True, 0.2, 0.0, 0.0, 0, 0, None, 0)  # seed, step, counter, layer
+    # P, Q, per_term, negative_slope, node_dropout, message_dropout, seed, step, counter, layer
+    options = ("mean", "mean", True, 0.2, 0.0, 0.0, 0, 0, None, 0)
     W1, b1, W2, b2 = weights_of(4, 3)
     long_offsets = torch.cat([offsets, offsets[-1:].expand(1000)])
     bad_rows = torch.tensor([0, 2**40])

@@ -26,7 +26,7 @@ from gru4rec_fast.models.id_encoder import IdEncoder
 from gru4rec_fast.ops.gru import FORMS
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, PROPAGATION_MATRICES
 from gru4rec_fast.ops.sampled_loss import LOSSES
-from gru4rec_fast.training.options import LOSS
+from gru4rec_fast.training.options import TRAINING_LOSS
 
 CLASSES = (GRU4RecParameters, GraphParameters, NGCFParameters, LightGCNParameters)
 
@@ -166,7 +166,7 @@ def test_set_params_with_an_error_changes_no_parameter():
         (parameters.SAMPLING_UNITS, SAMPLE_BY),
         (parameters.SESSION_METRICS, METRICS),
         (parameters.GRAPH_METRICS, GRAPH_METRICS),
-        ((parameters.TRAINING_LOSS,), (LOSS,)),
+        ((parameters.TRAINING_LOSS,), (TRAINING_LOSS,)),
     ],
     ids=["losses", "forms", "matrices", "activations", "units", "metrics", "graph metrics", "loss"],
 )

@@ -3,7 +3,7 @@
     python benchmarks/integrations/rectools_sasrec.py                # a part of rsc15_100k, three seeds, one thread
     python benchmarks/integrations/rectools_sasrec.py softmax "ours 8x sparse" --log diginetica --seeds 1 --epochs 2
 
-It needs the environment of docs/integrations/rectools.md, and the logs in ../shared/data. Sides:
+It needs the environment of docs/integrations/rectools.md, and the logs in ../shared/data. Sides (the losses compared):
 
     softmax                       RecTools' softmax over the whole catalogue
     sampled_softmax, BCE, gBCE    RecTools' losses, with NEGATIVES uniform negatives for each position
@@ -11,8 +11,8 @@ It needs the environment of docs/integrations/rectools.md, and the logs in ../sh
     ours 8x                       the same with 8 * NEGATIVES negatives
     ours 8x sparse                the same with sparse gradients of the item embeddings
 
-Network, data and optimizer are the same on all sides. Each training runs in a process of its own, and the seeds take
-turns, so that all sides meet the same load of the machine. Metrics: for each event of a test session but the first,
+Network, data and optimizer are the same on all sides. Each training runs in a process of its own, and the sides take
+turns, so that all of them meet the same load of the machine. Metrics: for each event of a test session but the first,
 RecTools recommends 20 items from the events before it. Memory is the peak of the resident size during the training,
 above the size before it.
 """
@@ -96,7 +96,7 @@ def train(side: str, seed: int, options: argparse.Namespace) -> dict[str, float]
 
 
 def read(log: str, part: str, n_sessions: int | None) -> Any:
-    """Return the interactions of a log as RecTools' data frame, of its last `n_sessions` sessions."""
+    """Return the last `n_sessions` sessions of a log (None: all) as a data frame of RecTools' interactions."""
     import pandas as pd
 
     frame = pd.read_csv(SHARED / log / f"{part}.tsv.gz", sep="\t")

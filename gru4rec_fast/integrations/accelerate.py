@@ -21,8 +21,9 @@ from gru4rec_fast.data import SessionBlock, SessionParallelLoader
 def prepare_loader(accelerator: Accelerator, loader: SessionParallelLoader) -> PreparedSessionLoader:
     """Return the loader for a loop with Accelerate; `save_state` and `load_state` then include its position.
 
-    Pass network and optimizer to `Accelerator.prepare`, and the loader to this function: `prepare` leaves it as it is,
-    and a DataLoader around it would load one block ahead and return to the start of the epoch after `load_state`.
+    Pass network and optimizer to `Accelerator.prepare`, but the loader to this function: `prepare` would return the
+    loader unchanged. Do not put it into a DataLoader: that would load one block ahead, and return to the start of the
+    epoch after `load_state`.
 
     Raises:
         ValueError: the loader's blocks are on another device than `accelerator.device`, or there are several processes.

@@ -123,7 +123,7 @@ class GRU4RecModule(pl.LightningModule):
         return _one_batch(self.validation)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer of the parameters, and their learning-rate schedule if there is one."""
+        """Return the optimizer that the hyper-parameters choose, and their learning-rate schedule if there is one."""
         p = self.hyper_parameters
         optimizer = build_session_optimizer(p, self.network)
         n_epochs = self.trainer.max_epochs or p.n_epochs
@@ -142,7 +142,7 @@ class GRU4RecModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Return the early stopping of the parameter `patience`."""
+        """Return an EarlyStopping callback if the parameter `patience` is set."""
         p = self.hyper_parameters
         if p.patience is None:
             return []
@@ -164,7 +164,7 @@ class GRU4RecModule(pl.LightningModule):
         schedule: Any = _UpdateSchedules(self) if self.trainer.lr_scheduler_configs else None
         self.runner.schedule = schedule
         self.runner.to(self.device)
-        # A checkpoint that was loaded by load_from_checkpoint, or for a validation, starts a training from its weights.
+        # Without ckpt_path, the checkpoint was loaded earlier, e.g. by load_from_checkpoint: only its weights are used.
         if self._saved_position is not None and self.trainer.ckpt_path is not None:
             self.runner.load_state_dict(self._saved_position)
         self._saved_position, self._announced = None, False
@@ -182,14 +182,14 @@ class GRU4RecModule(pl.LightningModule):
         outcome = self.optimizers().step(lambda: self._groups.run(batch_idx))
         if outcome.loss is not None:
             self.log_dict({"loss_step": outcome.loss, "events_step": float(outcome.events)}, prog_bar=True)
-        if self.trainer.is_last_batch:  # as Lightning: before the validation, which may save a checkpoint
-            self._step_schedulers(are_plateau=False)
+        if self.trainer.is_last_batch:  # Lightning, too, steps them before the validation, which may save a checkpoint
+            self._step_schedulers(monitors_metric=False)
 
     def on_train_epoch_end(self) -> None:
         position = self.runner.position
         if position.mean_loss is not None:
             self.log_dict({TRAINING_LOSS: position.mean_loss, "events": float(position.events)})
-        self._step_schedulers(are_plateau=True)
+        self._step_schedulers(monitors_metric=True)
 
     def validation_step(self, batch: SessionStore, batch_idx: int) -> None:
         """Log the metrics of `evaluate_sessions` on a store."""
@@ -220,22 +220,25 @@ class GRU4RecModule(pl.LightningModule):
                 else f"GRU4RecModule: autograd trains, not the fused step: {reason}"
             )
 
-    def _step_schedulers(self, *, are_plateau: bool) -> None:
-        """Step the schedulers with interval "epoch", which Lightning does not do with manual optimization."""
+    def _step_schedulers(self, *, monitors_metric: bool) -> None:
+        """Step the schedulers with interval "epoch": those that monitor a metric, or the others.
+
+        With manual optimization, Lightning does not step them.
+        """
         for config in self.trainer.lr_scheduler_configs:
             is_due = config.interval == "epoch" and (self.current_epoch + 1) % config.frequency == 0
-            if not is_due or _is_plateau(config) != are_plateau:
+            if not is_due or _monitors_metric(config) != monitors_metric:
                 continue
-            monitored = self.trainer.callback_metrics.get(self.monitor) if are_plateau else None
-            if not are_plateau or monitored is not None:
+            monitored = self.trainer.callback_metrics.get(self.monitor) if monitors_metric else None
+            if not monitors_metric or monitored is not None:
                 self.lr_scheduler_step(config.scheduler, monitored)
             elif not self.trainer.fit_loop.restarting:  # Lightning saves no metrics in a checkpoint
                 names = ", ".join(self.trainer.callback_metrics)
                 raise ValueError(f"the scheduler monitors {self.monitor!r}, which was not logged: choose {names}")
 
 
-def _is_plateau(config: Any) -> bool:
-    """Return whether the scheduler monitors a metric. With manual optimization, Lightning does not look at it."""
+def _monitors_metric(config: Any) -> bool:
+    """Return whether the scheduler monitors a metric; with manual optimization, `reduce_on_plateau` is not set."""
     return isinstance(config.scheduler, ReduceLROnPlateau)
 
 
@@ -248,7 +251,7 @@ class _UpdateSchedules:
     def __init__(self, module: GRU4RecModule) -> None:
         self._module = module
         self._configs = [config for config in module.trainer.lr_scheduler_configs if config.interval == "step"]
-        if any(map(_is_plateau, self._configs)):
+        if any(map(_monitors_metric, self._configs)):
             raise ValueError("a scheduler that monitors a metric needs interval='epoch'")
         self.per_update = bool(self._configs)
 
@@ -400,7 +403,7 @@ class MemoryCallback(TrainingMemory, pl.Callback):
             self._manual_step = self.profiler.begin_phase("training_step")
 
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        self.end_phase()  # the gradients of the last step are not freed by the forward pass
+        self.end_phase()  # so that freeing the gradients of the last step is not part of "forward"
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Any) -> None:
         self.begin_phase("backward")

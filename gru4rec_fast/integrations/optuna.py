@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gru4rec_fast.training import Callback
-from gru4rec_fast.training.options import LOSS
+from gru4rec_fast.training.options import TRAINING_LOSS
 
 try:
     import optuna
@@ -41,12 +41,12 @@ class PruningCallback(Callback):
 
     def on_fit_start(self, trainer: Any) -> None:
         """Check that the metric will be measured, and the direction of the study."""
-        if self.monitor != LOSS and trainer.validate is None:
+        if self.monitor != TRAINING_LOSS and trainer.validate is None:
             raise ValueError(
                 f"PruningCallback: monitor={self.monitor!r} needs validation data; monitor='loss' does not"
             )
         study = getattr(self.trial, "study", None)  # an optuna.trial.FixedTrial has no study
-        expected = "minimize" if self.monitor == LOSS else "maximize"
+        expected = "minimize" if self.monitor == TRAINING_LOSS else "maximize"
         if study is not None and study.direction.name.lower() != expected:
             raise ValueError(
                 f"PruningCallback: monitor={self.monitor!r} needs optuna.create_study(direction={expected!r})"
@@ -54,8 +54,8 @@ class PruningCallback(Callback):
 
     def on_epoch_end(self, trainer: Any, record: dict[str, Any]) -> None:
         """Report the metric of the epoch, if it was validated."""
-        if self.monitor == LOSS:
-            value = record[LOSS]
+        if self.monitor == TRAINING_LOSS:
+            value = record[TRAINING_LOSS]
         elif "validation" in record:
             value = self._metric(record["validation"])
         else:
@@ -67,6 +67,7 @@ class PruningCallback(Callback):
     def _metric(self, metrics: dict[str, float]) -> float:
         if self.monitor not in metrics:
             raise ValueError(
-                f"PruningCallback: monitor={self.monitor!r} is not measured; choose one of {', '.join(metrics)}, {LOSS}"
+                f"PruningCallback: monitor={self.monitor!r} is not measured; "
+                f"choose one of {', '.join(metrics)}, {TRAINING_LOSS}"
             )
         return metrics[self.monitor]

@@ -71,14 +71,14 @@ class _Structure(GraphIndices):
 def from_normalized(
     normalized: Any, *, dropout: float = 0.0, seed: int | None = None, impl: str = "auto"
 ) -> PropagationMatrix:
-    """Return the operator for a normalized adjacency matrix, such as `norm_adj` in code for LightGCN and NGCF.
+    """Return the PropagationMatrix of a normalized adjacency matrix, such as `norm_adj` in code for LightGCN and NGCF.
 
         graph = sparse.from_normalized(graph)  # the line to add
         embeddings = torch.sparse.mm(graph, embeddings)
 
     Its values must be those of D^-1/2 A D^-1/2, D^-1 A or A, with or without + I, within a relative error of 1e-6. A is
-    the 0/1 adjacency matrix of an undirected graph, which may have self-loops, as the matrix A + I has; D are the
-    degrees with the self-loops.
+    the 0/1 adjacency matrix of an undirected graph, D the diagonal matrix of its degrees. The graph may have
+    self-loops, which count in the degrees.
 
     Args:
         normalized: torch sparse tensor (COO, CSR or CSC) or scipy sparse matrix [n_nodes, n_nodes], of float32 or
@@ -89,7 +89,7 @@ def from_normalized(
         impl: "auto", "native" or "reference".
 
     Raises:
-        TypeError: not a sparse matrix. ValueError: no such matrix; the message names an entry.
+        TypeError: not a sparse matrix. ValueError: the matrix is none of these.
     """
     rows, columns, values, n_nodes = _entries("normalized", normalized)
     if values.dtype not in (torch.float32, torch.float64):
@@ -125,7 +125,7 @@ def from_adjacency(
     seed: int | None = None,
     impl: str = "auto",
 ) -> PropagationMatrix:
-    """Return the operator for a propagation matrix of a graph, given by its 0/1 adjacency matrix.
+    """Return a propagation matrix of a graph that is given by its 0/1 adjacency matrix.
 
     Args:
         adjacency: an InteractionGraph; or a torch sparse tensor (COO, CSR or CSC) or scipy sparse matrix [n_nodes,

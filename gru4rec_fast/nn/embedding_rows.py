@@ -48,9 +48,9 @@ def gather_rows(table: Tensor, index: Tensor, *, sparse: bool = False, padding: 
     if reads_values:
         zeros = table.new_zeros((*index.shape, *table.shape[1:]))
         return zeros.masked_scatter(mask, _gather(table, index[live], sparse))
-    # Selecting the rows that are not padding would synchronize with the GPU. Instead, padding reads row 0 and adds zero
-    # to the gradient of this row, or of a row that is in the sparse gradient anyway. (If everything is padding, that is
-    # row 0, too.)
+    # Selecting the rows that are not padding would synchronize with the GPU. Instead, padding reads a row and adds zero
+    # to its gradient: row 0 or, with a sparse gradient, the row of the largest index, which is in the gradient anyway.
+    # (If everything is padding, that is row 0, too.)
     if sparse and index.numel():
         index = torch.where(live, index, index.amax())
     return _gather(table, index.clamp(min=0), sparse).masked_fill(~mask, 0)  # torch.where would copy the 0 to the GPU

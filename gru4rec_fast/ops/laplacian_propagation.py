@@ -64,7 +64,7 @@ def laplacian_propagation(
 
     Args:
         features: float32, float64 or bfloat16 [n_nodes, d] ([n_columns, d] with `columns`); bfloat16 is summed in
-            float32. A NaN in the features of a node affects only the rows of this node's neighbors.
+            float32. A NaN in the features of a node affects only the rows of its neighbors ("norm": also its own).
         offsets: int64 [n_nodes + 1], nondecreasing, from 0 to n_entries.
         neighbors: int32 or int64 [n_entries]; the neighbors of node r are `neighbors[offsets[r]:offsets[r + 1]]`.
         matrix: "symmetric" D^-1/2 A D^-1/2, "mean" D^-1 A, "norm" (D + I)^-1 (A + I) or "plain" A.
@@ -81,8 +81,8 @@ def laplacian_propagation(
         impl: "auto", "native" or "reference".
 
     Returns:
-        [n_nodes, d], or [n_rows, d], in the dtype of `features`. Native: one thread sums each row in the order of its
-        neighbors, so the result depends neither on the number of threads nor on `rows`.
+        [n_nodes, d], or [n_rows, d], in the dtype of `features`. Native: the order in which a row is summed depends
+        only on its neighbors, so the result depends neither on the number of threads nor on `rows`.
 
     Raises:
         ValueError: an argument is out of range or does not fit the others. The neighbors of nodes that are not among

@@ -66,17 +66,17 @@ def plot_timeline(samples: Sequence[TimelineSample], path: str | os.PathLike[str
 
 
 def _outermost_phases(samples: Sequence[TimelineSample]) -> Iterator[tuple[str, int, int]]:
-    """Yield the name, the first and the last sample of each run of an outermost phase."""
+    """Yield the name and the indices of the first and last sample of each run of an outermost phase."""
     first = 0
     for i in range(1, len(samples) + 1):
         name = samples[first].path[:1]
-        if i < len(samples) and samples[i].path[:1] == name and not _ends(samples[i - 1], samples[i]):
+        if i < len(samples) and samples[i].path[:1] == name and not _restarts(samples[i - 1], samples[i]):
             continue
         if name:
             yield name[0], first, i - 1
         first = i
 
 
-def _ends(previous: TimelineSample, sample: TimelineSample) -> bool:
+def _restarts(previous: TimelineSample, sample: TimelineSample) -> bool:
     """Return whether a phase ended at `previous` and began again at `sample`."""
     return previous.is_end and len(previous.path) == 1 and not sample.is_end

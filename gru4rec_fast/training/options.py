@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOSS = "loss"  # the value of `monitor` that stands for the training loss
+TRAINING_LOSS = "loss"  # the value of `monitor` that stands for the training loss
 
 
 def check_at_least(minimum: float, **values: float | None) -> None:

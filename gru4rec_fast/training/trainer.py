@@ -29,7 +29,7 @@ from gru4rec_fast.training.earlier_training import LAST_FILE, PREVIOUS
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
-from gru4rec_fast.training.options import LOSS, TrainerOptions
+from gru4rec_fast.training.options import TRAINING_LOSS, TrainerOptions
 from gru4rec_fast.training.progress import Progress, SilentProgress
 from gru4rec_fast.training.run_folder import RunFolder
 from gru4rec_fast.training.saved_values import checked_history, damage_as_checkpoint_error
@@ -139,7 +139,7 @@ class Trainer:
         progress: Progress | None = None,
         peak: PeakMemory | None = None,
     ) -> None:
-        monitors_loss = options.monitor == LOSS
+        monitors_loss = options.monitor == TRAINING_LOSS
         if options.patience is not None and validate is None and not monitors_loss:
             raise ValueError(f"patience={options.patience} monitors {options.monitor}, which needs validation data")
         if options.checkpoint_every is not None and out is None:
@@ -309,19 +309,19 @@ class Trainer:
             "events": position.events,
             "learning_rate": self._learning_rate,
         }
-        monitored: float | None = record[LOSS] if options.monitor == LOSS else None
+        monitored: float | None = record[TRAINING_LOSS] if options.monitor == TRAINING_LOSS else None
         must_validate = position.epoch % options.evaluate_every == 0 or position.epoch == options.n_epochs
         if self.validate is not None and must_validate:
             with phase("evaluation"):
                 metrics = record["validation"] = self._run_validation(self.validate)
-            if options.monitor not in (LOSS, *metrics):
+            if options.monitor not in (TRAINING_LOSS, *metrics):
                 raise ValueError(
-                    f"monitor={options.monitor!r} is not measured; choose one of {', '.join(metrics)}, {LOSS}"
+                    f"monitor={options.monitor!r} is not measured; choose one of {', '.join(metrics)}, {TRAINING_LOSS}"
                 )
-            monitored = record[LOSS] if options.monitor == LOSS else metrics[options.monitor]
+            monitored = record[TRAINING_LOSS] if options.monitor == TRAINING_LOSS else metrics[options.monitor]
         if self.runner.schedule is not None:
             # Without validation data, the schedule monitors the training loss.
-            self.runner.schedule.after_epoch(monitored if self._selects_best else record[LOSS])
+            self.runner.schedule.after_epoch(monitored if self._selects_best else record[TRAINING_LOSS])
         is_better = monitored is not None and self.early_stopping.update(position.epoch, monitored)
         self.history.append(record)
         self.runner.start_next_epoch()
