@@ -90,7 +90,7 @@ class NextItemOutput(ModelOutput):
     loss: scalar, if labels were given.
     logits: scores of all items after the last item of each session, [batch, n_items], if they were requested.
     last_hidden_state: hidden states of the last layer, [batch, time, H].
-    state: hidden state of each layer after the last position, [batch, H] each; meaningless where that is padding.
+    state: hidden state of each layer after the last position, [batch, H] each; meaningless if that is padding.
     """
 
     loss: Tensor | None = None
@@ -143,6 +143,7 @@ class GRU4RecForNextItem(PreTrainedModel):
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         _store_seed(self)
         self.register_load_state_dict_post_hook(_store_seed)
+        # `support` and its version, and what `_criterion_and_sampler` made from them.
         self._loss: tuple[Tensor, int, SampledLoss, ops.AliasTable] | None = None
         self.post_init()
 
@@ -152,7 +153,7 @@ class GRU4RecForNextItem(PreTrainedModel):
         return cls(GRU4RecConfig(n_items=store.n_items, **parameters), store.support, sparse=sparse, impl=impl)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Leave the initial weights that the network has drawn."""
+        """Do nothing: the network has drawn its initial weights."""
 
     def forward(
         self,
@@ -226,7 +227,8 @@ class GRU4RecForNextItem(PreTrainedModel):
                 sampler, self.config.n_sample, seed=self.network.seed, step=step, steps=len(n_live), impl=self.impl
             )
         table = self.network.output_weight, self.network.output_bias
-        mean = criterion(hidden, *table, targets, negatives, n_live=n_live)  # over steps, of the sum over sessions
+        # The mean over steps of the sum over sessions.
+        mean = criterion(hidden, *table, targets, negatives, n_live=n_live)
         return mean * (len(n_live) / (max(sum(n_live), 1) if denominator is None else denominator))
 
     def _criterion_and_sampler(self) -> tuple[SampledLoss, ops.AliasTable]:
@@ -235,7 +237,7 @@ class GRU4RecForNextItem(PreTrainedModel):
         if self._loss is None or self._loss[0] is not support or self._loss[1] != support._version:
             p = self.config.to_parameters(impl=self.impl)
             criterion = build_criterion(p, support)
-            criterion.batch_size, criterion.sparse = 1, self.sparse  # `_compute_loss` divides
+            criterion.batch_size, criterion.sparse = 1, self.sparse  # not B: `_compute_loss` divides
             sampler = ops.build_alias_table(support, p.sample_alpha, impl=self.impl).to(support.device)
             self._loss = support, support._version, criterion.to(support.device), sampler
         return self._loss[2:]
@@ -249,7 +251,7 @@ class GRU4RecForNextItem(PreTrainedModel):
 
 
 def _store_seed(model: GRU4RecForNextItem, incompatible_keys: Any = None) -> None:
-    """Store the seed in the configuration: one that the network drew, or took from a checkpoint."""
+    """Store the network's seed in the configuration; it may have been drawn, or taken from a checkpoint."""
     model.config.seed = model.network.seed
 
 

@@ -86,7 +86,7 @@ def open_more_sessions(data: Any, vocabulary: Vocabulary, **columns: Any) -> Ses
     Items that `vocabulary` does not hold get the next indices, in the sorted order of their ids.
 
     Raises:
-        TypeError: `vocabulary` has integers as ids, and the data have other strings. For a log see
+        TypeError: `vocabulary` has integers as ids, and an id in the data is no integer. For a log see
             `SessionStore.from_events`.
     """
     store = open_sessions(data, **columns)
@@ -213,7 +213,7 @@ def build_session_runner(
     # The negatives of a lane are the sampled items and the targets of the other lanes. There must be at least one.
     min_live = 1 if p.n_sample else 2
     loader = SessionParallelLoader(store, p.batch_size, p.bptt, device, p.shuffle, seed, min_live=min_live, impl=p.impl)
-    loader.seed_was_drawn = p.seed is None  # by the network; a training that is resumed takes the saved seed
+    loader.seed_was_drawn = p.seed is None  # the network drew it; a resumed training takes the saved seed
     return SessionEpochRunner(
         network,
         loader,

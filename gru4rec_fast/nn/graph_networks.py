@@ -99,7 +99,7 @@ class GraphNetwork(StepCounter):
     def initial_embeddings(self, nodes: Nodes) -> Tensor:
         """Return the rows `nodes` of the embedding table; None: all rows."""
         if not self.sparse:
-            return select_nodes(self.embedding, nodes, None)
+            return select_nodes(self.embedding, rows=nodes, columns=None)
         if nodes is None:
             nodes = torch.arange(self.graph.n_nodes, device=self.embedding.device)
         return gather_rows(self.embedding, nodes, sparse=True, padding=False)
@@ -134,8 +134,8 @@ class GraphNetwork(StepCounter):
         # Not F.softplus: torch computes a linear function above 20, with an error of 2e-9.
         bpr = -F.logsigmoid((user * (positive - negative)).sum(1)).mean()
         penalized = self.penalized(final)
-        rows = final.index_select(0, final_rows) if penalized is final else self.initial_embeddings(nodes)
-        return bpr, rows.square().sum() / (2 * len(users))
+        regularized = final.index_select(0, final_rows) if penalized is final else self.initial_embeddings(nodes)
+        return bpr, regularized.square().sum() / (2 * len(users))
 
 
 class NGCFNetwork(GraphNetwork):

@@ -24,7 +24,7 @@ def clip_grad_norm_(
         error_if_nonfinite: raise an error if the norm is NaN or infinite.
 
     Raises:
-        RuntimeError: the norm is not finite, and `error_if_nonfinite`.
+        RuntimeError: the norm is not finite, and `error_if_nonfinite` is True.
     """
     values = []
     for parameter in [parameters] if isinstance(parameters, Tensor) else parameters:

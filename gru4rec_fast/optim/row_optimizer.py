@@ -21,8 +21,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     A sparse gradient updates only the rows that it contains; a dense gradient updates every entry by the same rule.
     Tables (parameters from which `gru4rec_fast.nn.gather_rows` gathered, which sets their attribute `is_table`) must
-    have sparse gradients if the rule moves rows that the gradient does not contain: updating all rows would be another
-    training, and would take time in proportion to the table.
+    have sparse gradients if the rule moves rows that the gradient does not contain: updating all rows would give
+    other results, and would take time in proportion to the table.
 
     `weight_decay` adds weight_decay * w to the gradient of what is updated; `maximize` negates the gradient. Parameters
     of other dtypes than float32 and float64 are updated by PyTorch operators.
@@ -97,7 +97,7 @@ class RowOptimizer(torch.optim.Optimizer):
         if not grad.is_sparse and getattr(parameter, "is_table", False) and self.moves_all_rows(group):
             raise ValueError(
                 f"{type(self).__name__}: the gradient of a table of shape {[*parameter.shape]} is dense, so momentum "
-                "would move all its rows, also those without a gradient, which is another training and takes time in "
+                "would move all its rows, also those without a gradient, which gives other results and takes time in "
                 "proportion to the table: pass sparse=True to SessionNetwork and SampledLoss, or use an optimizer of "
                 "torch.optim"
             )
@@ -126,7 +126,7 @@ class RowOptimizer(torch.optim.Optimizer):
 
 
 def _regularized(parameter: Tensor, grad: Tensor, weight_decay: float, maximize: bool) -> Tensor:
-    """Return the gradient with the options of `RowOptimizer` applied."""
+    """Return the gradient with `maximize` and `weight_decay` applied; see `RowOptimizer`."""
     if maximize:
         grad = -grad
     if weight_decay == 0:

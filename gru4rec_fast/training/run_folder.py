@@ -42,9 +42,9 @@ class RunFolder:
     """Writes the files of a training.
 
     A folder has the files of one training. When the first checkpoint of this training (best or last.safetensors) is
-    complete, the files of an earlier training are moved to a hidden subfolder. The first last.safetensors moves them on
-    to the subfolder `previous`, where they replace the files of the training before. If this training ends without a
-    last.safetensors, the earlier files are moved back, and replace those of this training (see `earlier_training`).
+    complete, the files of an earlier training are moved to a hidden subfolder. Once this training has written its first
+    last.safetensors, they are moved on to the subfolder `previous`, and replace the files there. If this training ends
+    without a last.safetensors, they are moved back, and replace its files (see `earlier_training`).
 
     Args:
         path: the folder, created when the first file is written; None: nothing is written.
@@ -90,7 +90,7 @@ class RunFolder:
     def save_last(self, network: nn.Module, state: dict[str, Tensor], progress: dict[str, Any]) -> Path | None:
         """Write last.safetensors, with all that is needed to resume. Raises OSError if the file cannot be written.
 
-        The model that this training wrote when it had ended, before it was resumed for more epochs, is removed.
+        If this training had ended and was resumed for more epochs, the model that it wrote at its end is removed.
         """
         if self.path is not None:
             if self._files_are_ours:
@@ -105,7 +105,7 @@ class RunFolder:
     ) -> Path | None:
         """Write best.safetensors, with the model and the history, but without the state that a resume needs.
 
-        maxima: see `model_tensors`.
+        maxima: what `accumulator_maxima` returned.
         """
         if self.path is None:
             return None
@@ -124,7 +124,7 @@ class RunFolder:
         If nothing was left to train, an existing file is not changed. Returns the path of the file if it was written.
 
         Args:
-            maxima: see `model_tensors`.
+            maxima: what `accumulator_maxima` returned.
             is_best_selected: write the model of the best epoch, if the folder has it.
         """
         if self.path is None or not self._files_are_ours:

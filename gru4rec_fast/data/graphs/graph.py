@@ -126,7 +126,7 @@ class InteractionGraph:
         user_index, n_users = check_indices(users, "users", n_users, user_ids)
         item_index, n_items = check_indices(items, "items", n_items, item_ids)
         if len(user_index) != len(item_index):
-            raise ValueError(f"users has {len(user_index)} elements, items has {len(item_index)}: they must be aligned")
+            raise ValueError(f"users has {len(user_index)} elements, items has {len(item_index)}: give equally many")
         offsets, neighbors, n_repeated = build_bipartite_csr(user_index, item_index, n_users, n_items)
         user_ids = Vocabulary(np.arange(n_users)) if user_ids is None else user_ids
         item_ids = Vocabulary(np.arange(n_items)) if item_ids is None else item_ids

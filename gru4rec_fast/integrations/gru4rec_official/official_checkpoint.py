@@ -20,12 +20,12 @@ from gru4rec_fast.training.checkpoint_tensors import MODEL
 
 _ZIP_SIGNATURE = b"PK\x03\x04"  # the first bytes of a file of torch.save
 _WEIGHTS = "weights."  # prefix of the names of the network's parameters in the output of pickle_reader
-# Hyper-parameters of the official code. It has the same names as this package.
+# Hyper-parameters of the official code, which are the first ones of this package (down to logq), with the same names.
 PARAMETERS = GRU4Rec.names()[: GRU4Rec.names().index("logq") + 1]
 
 
 def is_zip(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is a zip archive, as are those of torch.save. Raises FileNotFoundError without a file."""
+    """Return whether a file is a zip archive, as torch.save writes. Raises FileNotFoundError if there is no file."""
     with open(path, "rb") as file:
         return file.read(len(_ZIP_SIGNATURE)) == _ZIP_SIGNATURE
 
@@ -54,7 +54,7 @@ def read_official_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a model file, which are read in a process of its own; see `pickle_reader`."""
+    """Return the tensors in a model file. A separate process reads it; see `pickle_reader`."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -100,13 +100,13 @@ def _convert_one_hot_layer(official: dict[str, Tensor]) -> dict[str, Tensor]:
     (1 - z) * h + z * n. Here it is z * h + (1 - z) * n, and 1 - sigmoid(a) = sigmoid(-a).
     """
 
-    def reordered(gates: tuple[Tensor, ...], dim: int) -> Tensor:
+    def convert_gates(gates: tuple[Tensor, ...], dim: int) -> Tensor:
         n, r, z = gates
         return torch.cat([r, -z, n], dim)
 
     hidden_gates = (official["GE.Wh0"], *official["GE.Wrz0"].chunk(2, 1))
     return {
-        "embedding.weight": reordered(official["GE.Wx0.weight"].chunk(3, 1), 1),
-        "gru.layers.0.weight_hh": reordered(hidden_gates, 1).T.contiguous(),
-        "gru.layers.0.bias_ih": reordered(official["GE.Bh0"].chunk(3), 0),
+        "embedding.weight": convert_gates(official["GE.Wx0.weight"].chunk(3, 1), 1),
+        "gru.layers.0.weight_hh": convert_gates(hidden_gates, 1).T.contiguous(),
+        "gru.layers.0.bias_ih": convert_gates(official["GE.Bh0"].chunk(3), 0),
     }
