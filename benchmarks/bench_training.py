@@ -74,7 +74,7 @@ def count_distinct_rows(store: SessionStore, setting: Setting) -> tuple[int, int
 
 
 def list_products(setting: Setting, n_columns: int) -> list[Shape]:
-    """Return the shapes of a mini-batch's matrix products: scores, GRU, and two gradients of each product.
+    """Return the shapes of a mini-batch's matrix products: scores, inputs and states of the GRU, two gradients of each.
 
     n_columns: number of items that are scored, targets and distinct negatives.
     """

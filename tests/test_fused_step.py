@@ -148,7 +148,7 @@ def test_tiles_of_the_loss_do_not_change_the_result(options: dict[str, Any]) -> 
 
 
 def train_in_tiles(n_tiles: int, steps: int = 1, accumulate: int = 1, **options: Any) -> list[torch.Tensor]:
-    """Return losses, weights and hidden states after an epoch in float64. `options`: of the network and of the loss."""
+    """Return losses, weights and hidden states after an epoch in float64. `options` are those of network and loss."""
     shape = {name: options.pop(name) for name in ("embedding", "embedding_dim") if name in options}
     network = SessionNetwork(
         STORE.n_items, options.pop("layers", [8]), seed=0, sparse=True, dtype=torch.float64, **shape
@@ -403,13 +403,13 @@ def test_a_nan_state_before_a_reset_does_not_change_the_update(steps: int, form:
         fused = FusedTrainingStep(network, criterion, optimizer, steps=steps)
         assert np.isfinite(fused.train_block(inputs, inputs + 1, reset, None, state, step=0))
         weights.append([parameter.detach() for parameter in network.parameters()])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
+    assert all(torch.equal(with_nan, with_zero) for with_nan, with_zero in zip(*weights, strict=True))
 
 
 def test_each_step_uses_the_current_optimizer_state_and_mode() -> None:
     """Switch momentum on, load optimizer state, switch to eval mode. The next step must equal autograd each time."""
     inputs, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
-    final_weights = []  # of the fused step and of autograd
+    final_weights = []  # two state dicts: that of the fused step, and that of autograd
     for fused in (True, False):
         network, criterion, optimizer = make_modules(dropout_p_hidden=0.3, dtype=torch.float64)
         step = FusedTrainingStep(network, criterion, optimizer)
@@ -435,7 +435,7 @@ def test_each_step_uses_the_current_optimizer_state_and_mode() -> None:
 
 
 def test_only_the_constructor_reads_the_options_of_the_criterion() -> None:
-    """Options that are changed later have no effect, also if the step binds other tensors in the meantime."""
+    """Options that are changed later have no effect, even if eval mode makes the step create its C++ object again."""
     inputs, reset = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.bool)
     losses = []
     for label_smoothing in (0.0, 0.5):

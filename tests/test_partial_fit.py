@@ -73,7 +73,7 @@ class Recorder(Callback):
 
 
 class Stop(Callback):
-    """Raises an error after some updates."""
+    """Raises an error after the first updates."""
 
     def on_step_end(self, trainer: Any, record: Any) -> None:
         raise KeyboardInterrupt
@@ -95,7 +95,7 @@ def test_partial_fit_learns_new_items_and_keeps_old_ones() -> None:
     assert model.support[:N_OLD].tolist() == (support + np.bincount(NEW.ItemId)[old_ids]).tolist()
     assert [record["epoch"] for record in model.history] == [1, 2, 3, 4, 5, 6] and model.n_epochs == 3
     first, earlier = recorder.records[0], sum(record["mini_batches"] for record in model.history[:3])
-    assert first.epoch == 4 and first.step - first.mini_batches == earlier  # other negatives than in the first epoch
+    assert first.epoch == 4 and first.step - first.mini_batches == earlier  # so negatives differ from those of `fit`
     assert recall_of_new_items(model) > 0.8
     assert model.evaluate(OLD, cutoffs=3).metrics["recall@3"] > 0.7
     assert not model.network.training

@@ -98,8 +98,8 @@ def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
     oracle = Trainer(make_weights(mode, sizes), options, support=support)
     package = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=training_impl)
     log_support = np.log(support)
-    # A moment's error is the rounding of a single update. In a bias it consists of few numbers, so its ratio to plain
-    # PyTorch's error is noise. So the root mean squares over all steps are compared. The same is done for the output
+    # A moment's error is the rounding of a single update. A bias has few numbers, so the ratio of its error to plain
+    # PyTorch's is noise. So the root mean squares over all steps are compared. The same is done for the output
     # bias if kernels have no fused multiply-add: its first update is lr * g / sqrt(g^2 + 1e-6), which with lr = 0.1
     # magnifies a rounding error of g near 1e-3 by about 30.
     has_fma = training_impl == "reference" or build_info()["simd"] != "baseline"

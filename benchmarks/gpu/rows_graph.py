@@ -67,7 +67,7 @@ def propagation_row(name: RowName, device: Device, folder: PreparedFolder) -> Ro
     for suffix, structure in structures.items():
         matrix = torch.sparse_csr_tensor(*structure, values, (n_nodes, n_nodes), check_invariants=False)
         multiplications[WORKLOADS["gowalla"].baseline + suffix] = partial(multiply_symmetric, matrix)
-    if backward:
+    if backward:  # with the last matrix above, which has int32 indices
         multiplications["torch CSR by autograd"] = lambda x, matrix=matrix: matrix @ x  # type: ignore[misc]
 
     def make_side(multiply: Callable[[Tensor], Tensor]) -> Side:

@@ -49,6 +49,7 @@ def valid_call(op: str, rng: random.Random) -> Call:
 
 
 def _size(rng: random.Random, *, least: int = 1) -> int:
+    """Return a random size, which may be 0 only if `least` is 0."""
     return rng.choice([1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33]) if least or rng.random() < 0.9 else 0
 
 
@@ -75,7 +76,7 @@ def _alias(rng: random.Random) -> Call:
 
 
 def _masses(rng: random.Random, n: int) -> list[int]:
-    """Return n probabilities in the unit of `build_alias_table`, 1 / (n * 2**31)."""
+    """Return n probabilities with sum 1, in the unit of `build_alias_table`, 1 / (n * 2**31)."""
     cuts = sorted(rng.randrange(n << 31) for _ in range(n - 1))
     return [end - start for start, end in zip([0, *cuts], [*cuts, n << 31], strict=True)]
 
@@ -141,26 +142,27 @@ def _sampled_loss(rng: random.Random) -> Call:
 
 
 def _table(rng: random.Random, dtype: str) -> tuple[list[int], Call]:
+    """Return the shape of a table, and the arguments index and grad of its update."""
     rows, width, k = _size(rng), _size(rng), _size(rng, least=0)
     shape = [rows, width] if rng.random() < 0.8 else [rows]
-    index = {"index": tensor("int64", k, fill=[-1, rows]), "grad": tensor(dtype, k, *shape[1:])}
-    return shape, index
+    gradient = {"index": tensor("int64", k, fill=[-1, rows]), "grad": tensor(dtype, k, *shape[1:])}
+    return shape, gradient
 
 
 def _adam(rng: random.Random) -> Call:
     dtype = _float(rng)
-    shape, index = _table(rng, dtype)
+    shape, gradient = _table(rng, dtype)
     state = {"table": tensor(dtype, *shape), "exp_avg": tensor(dtype, *shape),
              "exp_avg_sq": tensor(dtype, *shape, fill=[0, 1])}  # fmt: skip
-    return {**state, **index, "step": 1 + rng.randrange(9), "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    return {**state, **gradient, "step": 1 + rng.randrange(9), "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
 
 def _adagrad(rng: random.Random) -> Call:
     dtype, momentum = _float(rng), rng.choice([0.0, 0.5])
-    shape, index = _table(rng, dtype)
+    shape, gradient = _table(rng, dtype)
     velocity = tensor(dtype, *shape) if momentum or rng.random() < 0.5 else None
     state = {"table": tensor(dtype, *shape), "accumulator": tensor(dtype, *shape, fill=[0, 1]), "velocity": velocity}
-    return {**state, **index, "lr": 0.1, "momentum": momentum, "eps": 1e-6}
+    return {**state, **gradient, "lr": 0.1, "momentum": momentum, "eps": 1e-6}
 
 
 def _step_gather(rng: random.Random) -> Call:
@@ -173,7 +175,7 @@ def _step_gather(rng: random.Random) -> Call:
     }  # fmt: skip
 
 
-def _step_settle(rng: random.Random) -> Call:
+def _step_store_losses(rng: random.Random) -> Call:
     t, dtype = _size(rng), _float(rng)
     flags = {"active": tensor("bool", t, fill=[0, 2]), "stopped": tensor("bool", fill=[0, 1])}
     outputs = {"step_losses": tensor(dtype, t), "enabled": tensor("bool", fill=[0, 2])}
@@ -226,10 +228,12 @@ def _csr(neighbors: list[list[int]], dtype: str) -> Call:
 
 
 def _graph(rng: random.Random, dtype: str) -> tuple[int, Call]:
+    """Return the width of the features, and features, graph, rows and columns."""
     n, d = _size(rng), _size(rng)
     edges = {(rng.randrange(n), rng.randrange(n)) for _ in range(_size(rng, least=0))}
     neighbors = [sorted({b for a, b in edges if a == i} | {a for a, b in edges if b == i}) for i in range(n)]
     columns = rng.choice([None, values("int64", sorted(rng.sample(range(n), rng.randint(1, n))))])
+    # With `columns`, ngcf_layer needs rows that are among them.
     rows = columns or rng.choice([None, values("int64", sorted(rng.sample(range(n), rng.randint(0, n))))])
     features = tensor(dtype, columns["shape"][0] if columns else n, d)
     graph = _csr(neighbors, rng.choice(["int32", "int64"]))
@@ -285,9 +289,9 @@ def _bpr(rng: random.Random) -> Call:
 _CALLS = {
     "session_batch": _session_batch, "build_alias_table": _alias, "negative_sampling": _negatives,
     "dropout_mask": _dropout, "gru": _gru, "gru_backward": _gru_backward, "sampled_loss": _sampled_loss,
-    "sparse_adam_": _adam, "sparse_adagrad_": _adagrad, "step_gather": _step_gather, "step_store_losses_": _step_settle,
-    "step_apply_": _step_apply, "step_rows_": _step_rows, "target_rank": _target_rank, "top_k": _top_k,
-    "laplacian_propagation": _propagation, "ngcf_layer": _ngcf, "ngcf_layer_backward": _ngcf_backward,
-    "bpr_triples": _bpr,
+    "sparse_adam_": _adam, "sparse_adagrad_": _adagrad, "step_gather": _step_gather,
+    "step_store_losses_": _step_store_losses, "step_apply_": _step_apply, "step_rows_": _step_rows,
+    "target_rank": _target_rank, "top_k": _top_k, "laplacian_propagation": _propagation, "ngcf_layer": _ngcf,
+    "ngcf_layer_backward": _ngcf_backward, "bpr_triples": _bpr,
 }  # fmt: skip
 OPERATORS = tuple(_CALLS)
