@@ -15,7 +15,8 @@
 namespace grf::cuda {
 
 constexpr int kPropagationThreads = 256;
-// Of multiply_rows_kernel. Without this bound, the compiler keeps five blocks of some instances and spills registers.
+// Minimum number of resident blocks of multiply_rows_kernel per SM. Without it, the compiler makes room for five blocks
+// of some instances and spills registers.
 constexpr int kBlocksPerSm = 3;
 
 // Computes row_scale and column_scale [n_nodes] from the degrees, and checks the offsets.
@@ -191,9 +192,9 @@ __device__ __forceinline__ void write_result(const PropagationArguments& args, i
 // Computes the short rows of the result, and for each long row the sums of its segments.
 //
 // Launch: in x, any number of blocks of kPropagationThreads, whose warps loop over segments and then rows (segments
-// take longest); in y, one block per 32 kColumns columns. Static shared memory: a GraphEntry per thread. Each lane of a
-// warp computes one of 32 entries, then all lanes add the 32 entries in order, each lane to its own columns. Bytes: per
-// entry a row of features, a scale and an index are read at random, and n_rows rows are written: 0.45 GB, 0.09 ms.
+// take longest); in y, one block per 32 * kColumns columns. Static shared memory: a GraphEntry per thread. Each lane of
+// a warp computes one of 32 entries, then all lanes add the 32 entries in order, each lane to its own columns. Bytes:
+// per entry a row of features, a scale and an index are read at random, and n_rows rows are written: 0.45 GB, 0.09 ms.
 // Bottleneck: these reads; they are faster if E (18 MB here) stays in the L2 cache.
 template <typename T, typename index_t, int kColumns>
 __global__ void __launch_bounds__(kPropagationThreads, kBlocksPerSm) multiply_rows_kernel(PropagationArguments args) {
@@ -255,7 +256,7 @@ __global__ void __launch_bounds__(kPropagationThreads) add_segments_kernel(Propa
 
 namespace {
 
-// Launches multiply_rows_kernel; a block in y computes a slice of 32 kColumns columns.
+// Launches multiply_rows_kernel; a block in y computes a slice of 32 * kColumns columns.
 template <typename T, typename index_t, int kColumns>
 void launch_multiply_rows(const PropagationArguments& args, cudaStream_t stream) {
   const int64_t threads = 32 * (args.n_rows + max_segments(args.n_entries));

@@ -28,15 +28,15 @@ struct PropagationArguments {
   // row_scale = dropout_scale * degree ** row_exponent; column_scale = degree ** column_exponent
   double row_exponent, column_exponent, dropout_scale;
   bool adds_identity;  // for A + I: each node is also its own neighbor, and its degree is one more
-  // If true, entry (r, c) is dropped if entry (c, r) of the untransposed L is dropped. This affects only edge dropout;
-  // the caller swaps the exponents.
+  // For the product with L^T. It affects only edge dropout: entry (r, c) is dropped if entry (c, r) of L is. The caller
+  // swaps the exponents.
   bool transposed;
   uint32_t drop_threshold;  // an entry is kept if its Philox word is at least the threshold; 0: no dropout
   uint32_t step;
   uint64_t seed;
   const int64_t* counter;  // CUDA: its value is added to the step; null: nothing is added
-  // Null, or the same shape as `features`. out[i] also gets the addend's row of node rows[i], if `columns` contains
-  // that node or is null.
+  // A matrix that is added; null: nothing. Its rows belong to the same nodes as those of `features`. The row of node
+  // rows[i], if there is one, is added to out[i].
   const void* addend;
   void* out;  // [n_rows, width], written
 
@@ -64,8 +64,8 @@ constexpr int64_t kSegmentEntries = 96;  // so that the small graphs of tests ha
 constexpr int64_t kSegmentEntries = 1024;
 #endif
 
-// Returns an upper bound of the number of segments of all long rows together: the last segment of a long row may be
-// shorter than kSegmentEntries, but at least one other segment is not.
+// Returns an upper bound of the number of segments of all long rows together: at least half of the segments of a long
+// row have kSegmentEntries entries.
 inline int64_t max_segments(int64_t n_entries) {
   return 2 * (n_entries / kSegmentEntries);
 }

@@ -55,7 +55,7 @@ void multiply_matrix(PropagationArguments args, const at::Tensor& features, cons
 // name in error messages.
 at::Tensor contiguous_nodes(const at::Device& device, const std::optional<at::Tensor>& nodes, const char* name);
 
-// Checks the values of `rows` or `columns`, whichever `name` says, on the CPU. `nodes` may be undefined.
+// Checks on the CPU that the values of `nodes` are strictly increasing nodes of the graph. `nodes` may be undefined.
 void check_nodes(const char* name, const at::Tensor& nodes, int64_t n_nodes);
 
 }  // namespace grf

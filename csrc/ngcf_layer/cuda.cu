@@ -1,5 +1,6 @@
 // The CUDA kernels of the NGCF layer, for the element-wise operations before and after its products with the weights.
-// Specification: gru4rec_fast/ops/ngcf_layer.py.
+// Specification: gru4rec_fast/ops/ngcf_layer.py. E are the nodes' features, P and Q the propagation matrices, E' is the
+// output; its elements are units, and each has flags (ngcf_layer.h).
 //
 // Launch of all kernels: one dimension, any number of blocks of kNgcfThreads, no shared memory. Threads loop over
 // groups of N neighboring columns of a row, and load or store a whole group by one instruction. Neighboring threads
@@ -44,8 +45,8 @@ __global__ void __launch_bounds__(kNgcfThreads)
   }
 }
 
-// Computes inputs = [P E, Q E * E]. Bytes: two matrices read (three if P and Q have different matrices) and two
-// written: 73 MB, 15 us.
+// Computes inputs = [P E, (Q E) * E]. Bytes: two matrices read (three if P and Q differ by more than the identity) and
+// two written: 73 MB, 15 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads) make_inputs_kernel(NgcfRows<T> rows, T* inputs) {
   const int64_t n = rows.n_rows * (rows.n_in / N);
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kNgcfThreads)
 }
 
 // Computes the gradients of the propagated features and of the rows' own features from the gradient of the inputs.
-// Bytes: four matrices read, two written (three if P and Q have different matrices): 109 MB, 23 us.
+// Bytes: four matrices read, two written (three if P and Q differ by more than the identity): 109 MB, 23 us.
 template <typename T, int N>
 __global__ void __launch_bounds__(kNgcfThreads)
     make_inputs_backward_kernel(NgcfRows<T> rows, const T* grad_inputs, T* grad_p, T* grad_q, T* grad_self) {

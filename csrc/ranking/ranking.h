@@ -31,13 +31,13 @@ void select_top_k(const RankingArguments<T>& args, int64_t k, const int64_t* exc
 
 namespace cuda {
 
-// Maximum number of scores of a tile, maximum number of queries of a tile, and minimum number of columns of a segment
-// (see TopKLists); alignment in bytes of the rows of a product. In the emulator they are small, so that the small
-// problems of tests have several tiles and segments.
+// Maximum numbers of scores and of queries of a tile (see ScoreTile); alignment in bytes of the memory of `weight`;
+// minimum number of columns of a segment (see TopKLists). In the emulator they are small, so that the small problems of
+// tests have several tiles and segments.
 #ifdef GRF_EMULATED
 constexpr int64_t kTileScores = 1 << 12;
 constexpr int64_t kTileQueries = 32;
-constexpr uint64_t kRowAlignment = 64;  // of torch's CPU allocator
+constexpr uint64_t kRowAlignment = 64;  // torch's CPU allocator aligns to 64 bytes
 constexpr int64_t kSegmentColumns = 50;
 #else
 constexpr int64_t kTileScores = 1 << 22;  // 16 MB of float32, which fit in the L2 cache
@@ -92,7 +92,8 @@ struct TopKLists {
   int64_t n_exclude, n_catalogue;
   int64_t n_segments, k;
   bool is_first_tile;  // `best` is uninitialized before the first tile
-  // [n_queries, n_segments, k] each. `best` holds the lists, best item first, padded with {-inf, kNone}.
+  // [n_queries, n_segments, k] each. `best` holds the lists, best item first, padded with {-inf, kNone}; `scratch` is
+  // workspace.
   ScoredItem<T>*best, *scratch;
 };
 
