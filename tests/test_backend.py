@@ -284,7 +284,7 @@ def test_build_mode_cuda_with_torch_for_the_cpu_is_an_error() -> None:
         pytest.skip("this torch has CUDA")
     result = run_python("import gru4rec_fast; gru4rec_fast.build_info()", GRU4REC_FAST_BUILD="cuda")
     assert result.returncode != 0
-    error = result.stderr.splitlines()[-1]  # before the reason it may say that the installed library does not fit
+    error = result.stderr.splitlines()[-1]  # may begin with: the installed library does not fit
     assert "GRU4REC_FAST_BUILD=cuda: " in error
     assert f"CUDA kernels were requested, but torch {torch.__version__} is a build without CUDA" in error
 
@@ -358,7 +358,7 @@ def test_a_damaged_library_in_the_cache_is_compiled_again(
 def test_cpu_kernels_are_compiled_if_cuda_kernels_do_not_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only with build mode "auto". `run_compilation` replaces the process that compiles."""
+    """This holds for build mode "auto" only. `run_compilation` replaces the process that compiles."""
 
     def run_compilation(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         mode = command[command.index("--mode") + 1]

@@ -29,7 +29,7 @@ EVENTS = ("on_fit_start", "on_step_end", "on_checkpoint", "on_epoch_end", "on_fi
 
 
 class Recorder(Callback):
-    """Records all calls as (name of the method, argument). `act`, if given, is called with the same and the trainer."""
+    """Records all calls as (name of the method, argument). If given, act(name, argument, trainer) is called, too."""
 
     def __init__(self, act: Callable[[str, Any, Trainer], None] | None = None) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -172,14 +172,14 @@ def test_without_the_fused_step_a_record_is_one_update() -> None:
 
 
 def test_losses_that_are_read_in_groups_are_reported_when_they_are_read() -> None:
-    recorder, losses = Recorder(), []
+    recorder = Recorder()
     trainer = make_trainer(callbacks=[recorder], n_epochs=1, fused=False)
     trainer.runner._losses._group_size = 4  # type: ignore[attr-defined]  # 64 on a GPU
     trainer.run()
     losses = [record.loss for record in recorder.steps[:8]]
-    single = Recorder()
-    make_trainer(callbacks=[single], n_epochs=1, fused=False).run()
-    expected = np.array([record.loss for record in single.steps[:8]])
+    ungrouped = Recorder()
+    make_trainer(callbacks=[ungrouped], n_epochs=1, fused=False).run()
+    expected = np.array([record.loss for record in ungrouped.steps[:8]])
     assert [loss is None for loss in losses] == [True, True, True, False] * 2
     np.testing.assert_allclose([losses[3], losses[7]], [expected[:4].mean(), expected[4:].mean()], rtol=1e-12)
 
@@ -204,10 +204,10 @@ def test_stop_within_an_epoch_saves_and_resumes_to_the_bit(tmp_path: Path) -> No
     for name, tensor in weights(trainer).items():
         assert torch.equal(model.tensors[f"model.{name}"], tensor)
 
-    after = Recorder()
-    resumed = resume(tmp_path, callbacks=[after], dropout=0.1)
-    assert after.steps[0].step == step + after.steps[0].mini_batches
-    assert step + sum(record.mini_batches for record in after.steps) == resumed.position.step
+    resumed_recorder = Recorder()
+    resumed = resume(tmp_path, callbacks=[resumed_recorder], dropout=0.1)
+    assert resumed_recorder.steps[0].step == step + resumed_recorder.steps[0].mini_batches
+    assert step + sum(record.mini_batches for record in resumed_recorder.steps) == resumed.position.step
     uninterrupted = make_trainer(dropout=0.1)
     uninterrupted.run()
     assert_equal_results(resumed, uninterrupted)
@@ -228,9 +228,9 @@ def test_stop_after_an_epoch_writes_the_best_model(tmp_path: Path) -> None:
 def test_stop_before_the_first_update_trains_and_writes_nothing(tmp_path: Path) -> None:
     recorder = stop_at("on_fit_start")
     trainer = make_trainer(out=tmp_path, callbacks=[recorder])
-    before = weights(trainer)
+    initial_weights = weights(trainer)
     assert trainer.run() == []
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(trainer).items())
+    assert all(torch.equal(tensor, initial_weights[name]) for name, tensor in weights(trainer).items())
     assert [name for name, _ in recorder.calls] == ["on_fit_start", "on_fit_end"]
     assert not list(tmp_path.glob("*.*"))
 
@@ -270,10 +270,10 @@ def test_an_error_in_a_callback_is_raised_and_the_folder_can_be_resumed(
 
 def test_an_error_before_the_first_checkpoint_restores_the_earlier_training(tmp_path: Path) -> None:
     make_trainer(out=tmp_path, n_epochs=1).run()
-    before = (tmp_path / "last.safetensors").read_bytes()
+    checkpoint = (tmp_path / "last.safetensors").read_bytes()
     with pytest.raises(ArithmeticError):
         make_trainer(out=tmp_path, callbacks=[fail_at("on_step_end")]).run()
-    assert (tmp_path / "last.safetensors").read_bytes() == before
+    assert (tmp_path / "last.safetensors").read_bytes() == checkpoint
 
 
 def test_an_error_in_on_fit_start_ends_the_callbacks_that_have_started() -> None:
@@ -309,7 +309,7 @@ def test_anything_but_a_list_of_callbacks_is_an_error() -> None:
     with pytest.raises(TypeError, match="one of them is the class Recorder"):
         make_trainer(callbacks=[Recorder])
     with pytest.raises(TypeError, match="one of them is a function"):
-        GRU4Rec().fit("no such file", callbacks=[print, lambda trainer: None][1:])
+        GRU4Rec().fit("no such file", callbacks=[lambda trainer: None])
 
 
 # Every seventh of the 600 pairs of 20 users and 30 items; validation has other pairs.

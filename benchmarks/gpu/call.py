@@ -228,7 +228,7 @@ class Call:
         (self._out / "table.md").write_text(text + "\n")
 
     def has_library(self) -> bool:
-        """Return whether the native library was loaded; True with sabotage, which may have made its stage fail."""
+        """Return whether the native library was loaded; True with sabotage, which can make the loading stage fail."""
         return bool(self._sabotage) or self.results["stages"].get(LIBRARY, {}).get("outcome") == "ok"
 
     def skip_without_library(self, group: Group) -> None:
@@ -274,7 +274,7 @@ def stage_environment(options: StageOptions) -> dict[str, str]:
     return environment | {
         "GRU4REC_FAST_BUILD": "cuda",
         "GRU4REC_FAST_CACHE": str(options.folder / "library"),
-        "TORCH_CUDA_ARCH_LIST": "9.0",  # as build_library.sh; with another value, the library would be compiled again
+        "TORCH_CUDA_ARCH_LIST": "9.0",  # as in build_library.sh; another value would compile the library again
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 output closed, 2 error, 3 diverged, 130 Ctrl-C, 143 SIGTERM.
+    """Run one command and return its exit code: 0 done, 1 stdout closed, 2 error, 3 diverged, 130 Ctrl-C, 143 SIGTERM.
 
     An error is one line on stderr; with --debug it is a traceback.
 

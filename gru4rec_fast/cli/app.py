@@ -34,8 +34,8 @@ OUTPUT_CLOSED, ERROR, DIVERGED, SIGNAL_BASE = 1, 2, 3, 128
 def _import_torch() -> None:
     """Import torch; raise KeyboardInterrupt after the import if Ctrl-C was pressed during it.
 
-    If the handler of Ctrl-C raised this error inside of the import, C++ code of torch might drop it, after which numpy
-    is incomplete, or end the process.
+    If the handler of Ctrl-C raised it during the import, C++ code of torch might end the process, or drop the error and
+    leave numpy incomplete.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()  # only this thread can set a handler
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

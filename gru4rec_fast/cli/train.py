@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Model = GRU4Rec | GraphRecommender
 
-# For options that are sources of hyper-parameters: a string and a file.
+# For -ps and --params, each of which gives several hyper-parameters.
 _source_option = partial(typer.Option, rich_help_panel="Hyper-parameters (an option wins over -ps, -ps over --params)")
 _epochs_option = partial(typer.Option, rich_help_panel=EPOCHS)
 

@@ -57,7 +57,7 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids")
 
 
 def as_indices(values: ArrayLike, name: str) -> np.ndarray:
-    """Return indices or offsets as a one-dimensional int64 array. Raises ValueError for any other array.
+    """Return indices or offsets as a one-dimensional int64 array. Raises ValueError for another shape or dtype.
 
     `name` is the name of the argument in the message.
     """
@@ -180,8 +180,8 @@ class Vocabulary:
     def index_of_any_kind(self, ids: ArrayLike | Iterable[int] | Iterable[str]) -> np.ndarray:
         """Return the index of each id as `index_of` does, but take the integer 7 and the string "7" for the same id.
 
-        For the ids in a file: whether they are integers or strings depends on the other ids in that file. Strings that
-        are no plain integers, such as "007" and "x7", are unknown to a vocabulary of integers.
+        Use it for the ids in a file, which are integers or strings depending on the other ids in that file. Strings
+        that are no plain integers, such as "007" and "x7", are unknown to a vocabulary of integers.
         """
         queries = as_ids(ids)
         if kind_of(queries) == kind_of(self.ids):
@@ -221,7 +221,7 @@ class Vocabulary:
         return Vocabulary(np.concatenate([self.ids, unknown])) if len(unknown) else self
 
     def without_blanks(self, unknown_id: Any) -> str | None:
-        """Return an unknown id without the blanks around it, if the vocabulary holds that id, else None.
+        """Return an unknown id without the blanks around it; None if the vocabulary does not hold the result.
 
         For an error message: blanks are removed from the ids of text files only, and not from those of data frames.
         """

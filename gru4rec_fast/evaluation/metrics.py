@@ -38,10 +38,10 @@ def check_ties(ties: str) -> None:
 
 
 def as_cutoffs(cutoffs: int | Iterable[int]) -> tuple[int, ...]:
-    """Return cut-offs, or a single one, in ascending order. Raises ValueError unless all are whole numbers above 0."""
+    """Return the distinct cut-offs in ascending order. Raises ValueError unless all are whole numbers above 0."""
     try:
         listed: list[Any] = list(cutoffs)  # type: ignore[arg-type]
-    except TypeError:  # a single one
+    except TypeError:  # one number
         listed = [cutoffs]
     if not listed or not all(isinstance(k, int | np.integer) and k is not True and k >= 1 for k in listed):
         raise ValueError(f"cutoffs={brief(cutoffs)}: give at least one whole number, each at least 1, as in (5, 20)")

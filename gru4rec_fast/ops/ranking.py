@@ -166,10 +166,10 @@ def _score_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterat
 
 
 def _top_k_by_index(scores: Tensor, kth_score: Tensor, k: int) -> Tensor:
-    """Return k items for each query, [q, k]: all that score above `kth_score` [q, 1], and the first equal to it."""
-    above, tied = scores > kth_score, scores == kth_score
-    n_tied = k - above.sum(dim=1, keepdim=True)
-    return (above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= n_tied))).nonzero()[:, 1].view(-1, k)
+    """Return k items for each query, [q, k]: those above `kth_score` [q, 1], and the first of those that equal it."""
+    above, equal = scores > kth_score, scores == kth_score
+    n_equal = k - above.sum(dim=1, keepdim=True)
+    return (above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= n_equal))).nonzero()[:, 1].view(-1, k)
 
 
 def _fake_target_rank(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:

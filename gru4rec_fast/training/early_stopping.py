@@ -50,6 +50,6 @@ class EarlyStopping:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned. Raises KeyError or TypeError for other values."""
-        best = None if state["best"] is None else 0.0
-        check_like(state, {"best": best, "best_epoch": 0, "waited": 0}, "early_stopping")
+        example = {"best": None if state["best"] is None else 0.0, "best_epoch": 0, "waited": 0}  # for the types
+        check_like(state, example, "early_stopping")
         self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]

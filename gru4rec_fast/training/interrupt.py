@@ -39,7 +39,7 @@ class InterruptRequest:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[InterruptRequest]:
-    """Only record the first Ctrl-C or SIGTERM inside the context; a second signal has its usual effect.
+    """Only record the first Ctrl-C and the first SIGTERM inside the context; the second of each has its usual effect.
 
     Python handles signals in the main thread, so the context does nothing in any other thread. Signals that are ignored
     or handled outside of Python keep their handlers.

@@ -43,8 +43,8 @@ def run(case: Any, folder: Path) -> None:
         items = graph.items_of(user)
         in_range = (items >= 0) & (items < graph.n_items)
         assert in_range.all() and (items[1:] > items[:-1]).all(), "wrong items of a user"
-    backward = sorted((int(u), i) for i in range(graph.n_items) for u in _users_of(graph, i))
-    assert backward == [*zip(*(a.tolist() for a in graph.interactions()), strict=True)], "the graph is not symmetric"
+    item_pairs = sorted((int(u), i) for i in range(graph.n_items) for u in _users_of(graph, i))
+    assert item_pairs == [*zip(*(a.tolist() for a in graph.interactions()), strict=True)], "the graph is not symmetric"
     if case["use"] == "triples":
         TripleSampler(graph, 8).draw(3)
     elif case["use"] == "orders":

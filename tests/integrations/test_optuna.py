@@ -73,7 +73,7 @@ def test_loss_needs_no_validation_and_prunes_within_fit(tmp_path: Path) -> None:
 
 
 def test_graph_models_are_pruned() -> None:
-    study = optuna.create_study(direction="maximize", pruner=prune_above(-1.0))
+    study = optuna.create_study(direction="maximize", pruner=prune_above(-1.0))  # every recall is above it
     model = LightGCN(embedding_dim=8, batch_size=16, n_epochs=9, evaluate_every=3)
     with pytest.raises(optuna.TrialPruned, match="pruned after epoch 3 with"):
         model.fit(GRAPH, validation=OTHER_GRAPH, progress=False, callbacks=[PruningCallback(study.ask())])

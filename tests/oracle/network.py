@@ -76,7 +76,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def cell_forward(x: np.ndarray, h: np.ndarray, w: Weights) -> tuple[np.ndarray, dict[str, Any]]:
     """Run one GRU step. Returns the new state and what `cell_backward` needs.
 
-    w holds the weights of the layer. Without weight_ih, x is already the input of the three gates, [B, 3H].
+    w holds the weights of the layer. Without weight_ih, x is already the input of the three gates, [B, 3H]. With
+    bias_hh the GRU is "reset_after", else "reset_before" (gru4rec_fast/ops/gru.py).
     """
     size = h.shape[1]
     gates = (x @ w["weight_ih"].T if "weight_ih" in w else x) + w["bias_ih"]
@@ -161,7 +162,7 @@ def run_forward(
 def run_backward(
     weights: Weights, block: Block, grad_outputs: list[np.ndarray], detach_steps: bool = False
 ) -> tuple[Weights, list[np.ndarray]]:
-    """Return the gradients of the layers' weights and, for each step, of the inputs of its M live lanes [M, E].
+    """Return the gradients of the layers' weights and, for each step, of the inputs of its M live lanes, [M, width].
 
     `grad_outputs` holds one array [B, H] per step. Gradients flow back through the steps of the block until a reset;
     with `detach_steps` they do not flow from a step to the previous one.

@@ -76,7 +76,7 @@ def load() -> ModuleType:
 
 
 def launch_bounds(csrc: Path) -> dict[str, int]:
-    """Return the number of threads in the __launch_bounds__ of each kernel. A C++ compiler cannot record it."""
+    """Return the number of threads in the __launch_bounds__ of each kernel, which a C++ compiler ignores."""
     sources = "".join(path.read_text() for path in (*csrc.rglob("*.cu*"), *csrc.rglob("*.h"), *HERE.glob("*.cu")))
     constants = dict(re.findall(r"constexpr int (k\w+) = (\d+);", sources))
     bounds = re.findall(r"__launch_bounds__\((\w+)[^()]*\)(?:\s*//[^\n]*)?\s+(\w+)\(", sources)

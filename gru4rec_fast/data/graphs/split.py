@@ -12,7 +12,7 @@ from gru4rec_fast._atomic_writes import replace_folder
 from gru4rec_fast.data.array_folder import stated_format, write_meta
 from gru4rec_fast.data.graphs.graph import FORMAT, PREPARED_FORMAT, InteractionGraph
 
-_PARTS = ("train", "test", "train_tr", "train_valid")
+_PARTS = ("train", "test", "train_tr", "train_valid")  # the last two are a split of "train"
 
 
 def split_interactions(
@@ -43,7 +43,8 @@ def split_interactions(
     held_out = np.empty(len(users), bool)
     held_out[order] = rank_within_user < np.repeat(np.floor(degrees * fraction), degrees)
     if not held_out.any():
-        raise ValueError(f"fraction={fraction} holds out nothing: no user has {1 / fraction:.0f} interactions or more")
+        needed = np.ceil(1 / fraction)
+        raise ValueError(f"fraction={fraction} holds out nothing: no user has {needed:.0f} interactions or more")
     train, test = (
         InteractionGraph.from_arrays(users[mask], items[mask], user_ids=graph.users, item_ids=graph.items)
         for mask in (~held_out, held_out)
@@ -76,5 +77,5 @@ def _holds_prepared_interactions(folder: Path) -> bool:
     """Return whether this version wrote the folder, or version 0.1, whose folders had no meta.json above the parts."""
     if (folder / "meta.json").exists():
         return stated_format(folder) == PREPARED_FORMAT
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]  # 0.1 left hidden ones after a kill
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]  # a killed 0.1 left hidden folders
     return all(path.name in _PARTS and stated_format(path) == FORMAT for path in visible)

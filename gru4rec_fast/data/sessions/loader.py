@@ -58,10 +58,10 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
     Use it in any training loop, or as torch.utils.data.DataLoader(loader, batch_size=None, num_workers=0). The
     length is the number of blocks in the epoch.
 
-    `state_dict` counts every block that was yielded. This is the position of a trainer that fetches a block when it
-    needs the block, as a plain loop, torch's DataLoader and torchdata's StatefulDataLoader do, and as Lightning does
-    with a loader that has a length. A trainer that always fetches one block ahead, as Accelerate does, would skip that
-    block when it resumes within an epoch. There, save checkpoints between epochs.
+    `state_dict` counts every block that was yielded. This position is right for trainers that fetch a block when they
+    need it: a plain loop, torch's DataLoader, torchdata's StatefulDataLoader, and Lightning with a loader that has a
+    length. A trainer that always fetches one block ahead, such as Accelerate, would skip that block when it resumes
+    within an epoch. With such a trainer, save checkpoints between epochs.
 
     In a worker process the loader raises an error: the position within the epoch would change in the worker's copy
     only, so `state_dict` would be wrong and every epoch would have the same order. Worker processes are not needed,
@@ -151,8 +151,8 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         if different:
             raise ValueError(f"the state was taken from another loader: it had {different}")
         epoch, blocks, lanes = state["epoch"], state["blocks"], state["lanes"]
-        counts = (epoch, blocks)
-        if {*map(type, counts)} != {int} or not 0 <= blocks * self.steps <= CHUNK_STEPS + self.steps:
+        max_steps = CHUNK_STEPS + self.steps  # more than a chunk has
+        if type(epoch) is not int or type(blocks) is not int or not 0 <= blocks * self.steps <= max_steps:
             raise ValueError(f"the state is damaged: epoch={epoch!r}, blocks={blocks!r}")
         self.restore_seed(saved.get("seed"))
         self._epoch, self._length = epoch, None
@@ -176,7 +176,8 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         free_at = [0] * self.n_lanes
         for n_targets in targets[targets > 0].tolist():
             heapq.heapreplace(free_at, free_at[0] + n_targets)
-        # All lanes are live until there is no session left. Then one after another becomes dead.
+        # All lanes are live until there is no session left. Then one after another becomes dead, until fewer than
+        # `min_live` are live.
         n_steps = heapq.nlargest(self.min_live, free_at)[-1] if self.min_live <= self.n_lanes else 0
         return -(-n_steps // self.steps)
 
@@ -198,7 +199,7 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
             for i, start in enumerate(range(0, n_steps, self.steps)):
                 self._position = {"blocks": i + 1, "lanes": chunk_start}
                 block = slice(start, min(start + self.steps, n_steps))
-                if is_last_chunk and block.stop == n_steps:  # a trainer need not ask for a block after the last one
+                if is_last_chunk and block.stop == n_steps:  # before `yield`, after which a trainer may stop
                     self._finish_epoch()
                 yield SessionBlock(inputs[block], targets[block], reset[block], n_live[block])
             if is_last_chunk:
