@@ -1,25 +1,21 @@
 #!/usr/bin/env bash
-# Compile every csrc/*/cuda.cu for the supported GPU architectures, or for some of them.
+# Compile every csrc/*/cuda.cu for the supported GPU architectures, or for one of them.
 #
 #     benchmarks/gpu/compile_kernels.sh FOLDER
-#     benchmarks/gpu/compile_kernels.sh FOLDER 90 ...    # compute capabilities 9.0 ...
+#     benchmarks/gpu/compile_kernels.sh FOLDER NUMBER    # NUMBER modulo the number of architectures chooses one
 #
 # The script writes the report of ptxas (registers, shared memory and spills of each kernel) to FOLDER/ptxas.txt. It
 # fails if a kernel does not compile or spills registers. It needs nvcc, but neither torch nor a GPU. .ci/run runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$1
-shift
 mkdir -p "$out"
 nvcc=${NVCC:-nvcc}
-supported=$("$nvcc" --list-gpu-code)
-if [ $# = 0 ]; then
-  set -- 80 90
-  if grep -qx sm_100 <<<"$supported"; then set -- "$@" 100; fi
-fi
+capabilities=(80 90)
+if "$nvcc" --list-gpu-code | grep -qx sm_100; then capabilities+=(100); fi
+[ $# = 1 ] || capabilities=("${capabilities[$2 % ${#capabilities[@]}]}")
 architectures=()
-for capability in "$@"; do
-  grep -qx "sm_$capability" <<<"$supported" || { echo "$nvcc does not compile for sm_$capability" >&2; exit 1; }
+for capability in "${capabilities[@]}"; do
   architectures+=(-gencode "arch=compute_$capability,code=sm_$capability")
 done
 # Add PTX of the last one: the driver compiles PTX for later GPUs.
@@ -44,4 +40,4 @@ if grep -E '[1-9][0-9]* bytes spill' "$out/ptxas.txt"; then
   echo "a kernel spills registers ($out/ptxas.txt)"
   exit 1
 fi
-echo "$(grep -c '^# ' "$out/ptxas.txt") sources for compute capabilities $*, no register spills ($out/ptxas.txt)"
+echo "$(grep -c '^# ' "$out/ptxas.txt") sources for compute capabilities ${capabilities[*]}, no register spills ($out/ptxas.txt)"
