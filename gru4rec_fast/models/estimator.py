@@ -221,7 +221,7 @@ class Estimator(Parameters):
             n_epochs: number of passes over the data; None is the parameter `n_epochs`.
             shrink: factor in (0, 1] by which all weights are multiplied first. Weights that have converged on the old
                 data learn less from the new data (Ash & Adams, "On Warm-Starting Neural Network Training", NeurIPS
-                2020). 0.8 suits as much new data as old; with little new data, the old items lose too much.
+                2020). 0.8 suits as much new data as old; it was not tried with other shares.
 
         Raises:
             ValueError, TypeError: bad input; the message names it. RuntimeError: the model is not fitted, or is

@@ -10,7 +10,7 @@ from gru4rec_fast.profiling.device_memory import (
 )
 from gru4rec_fast.profiling.growth import Growth
 from gru4rec_fast.profiling.leak_detector import LeakDetector, LeakReport, MemoryLeakError, MemoryLeakWarning
-from gru4rec_fast.profiling.memory_profiler import MemoryProfiler, active_profiler, native_phases, phase
+from gru4rec_fast.profiling.memory_profiler import MemoryProfiler, active_profiler, phase
 from gru4rec_fast.profiling.memory_report import MemoryReport, PhaseMemory
 from gru4rec_fast.profiling.out_of_memory import (
     OutOfMemoryGuard,
@@ -41,7 +41,6 @@ __all__ = [
     "is_out_of_memory",
     "map_parts",
     "memory_meter",
-    "native_phases",
     "oom_guard",
     "peak_memory_bytes",
     "phase",

@@ -208,6 +208,7 @@ class CapturedEpoch:
             return self._run(updates, hidden, step)
 
     def _run(self, updates: int, hidden: Sequence[Tensor], step: int) -> tuple[list[BlockOutcome], bool]:
+        """Do what `run` does, except for errors after an update has begun."""
         self._training_step.prepare()
         per_update = self._training_step.steps * self._training_step.accumulate
         updates = min(updates, max(1, math.ceil(self._n_steps_left / per_update)))

@@ -24,8 +24,9 @@ from gru4rec_fast.nn import GrowableEmbedding, SampledLoss, SessionGRU, SessionN
 from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import OutputTable
 from gru4rec_fast.optim import SparseAdagrad
-from gru4rec_fast.profiling import is_out_of_memory, native_phases
+from gru4rec_fast.profiling import is_out_of_memory
 from gru4rec_fast.profiling.allocation_counters import NativeCounter
+from gru4rec_fast.profiling.memory_profiler import native_phases
 
 
 class NoKernels(str):
@@ -164,7 +165,7 @@ class FusedTrainingStep:
 
     If memory runs out in an update, weights, optimizer state, hidden states and the position in the epoch are as before
     the update, and the memory of the step is freed. The update can be repeated with more `n_tiles`. `FusedEpoch.run`
-    states the one exception.
+    states the exceptions.
 
     Attributes:
         n_tiles: 1 by default, and may be changed between calls. The scores of a step (one row per live lane, one column
@@ -345,9 +346,9 @@ class _CountsUpdates(Protocol):
 
 @contextmanager
 def repeated_only_before_updates(step: _CountsUpdates) -> Iterator[None]:
-    """Convert an error that memory ran out, if updates have begun, to one after which nobody repeats the work.
+    """Raise another error instead of "out of memory" once an update has begun, so that `oom_guard` does not repeat it.
 
-    The error can be one of Python after complete updates: the caller does not know how many there were.
+    Python itself can run out of memory after complete updates, when it makes their results.
     """
     n_begun = step.n_begun
     try:
@@ -355,7 +356,7 @@ def repeated_only_before_updates(step: _CountsUpdates) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if step.n_begun > n_begun and is_out_of_memory(error):
             raise RuntimeError(
-                "out of memory in the middle of an update: the weights are partly updated; resume from a checkpoint"
+                "out of memory after an update had begun: it is unknown what was updated; resume from a checkpoint"
             ) from error
         raise
 
@@ -406,7 +407,7 @@ class FusedEpoch:
         Raises:
             ValueError: an item is out of range for the catalogue.
             RuntimeError: "DefaultCPUAllocator: can't allocate memory ...": the first update does not fit into memory.
-                Or "out of memory in the middle of an update ...": the weights are partly updated; resume from a
+                Or "out of memory in the middle of an update ..." or "... after an update had begun ...": resume from a
                 checkpoint. Only the small memory inside some matrix products, and that of the result, is allocated so
                 late.
             MemoryError: as "can't allocate memory", for an allocation outside of torch.
