@@ -9,8 +9,8 @@
 
 namespace grf {
 
-// Checks the seed and the step numbers of random numbers (common/philox.h). The seed is the key: a non-negative 64-bit
-// integer. The step numbers step .. step + steps - 1 must fit in one 32-bit word of the counter.
+// Checks the seed and the steps of Philox random numbers (common/philox.h). The seed is the key, a non-negative int64.
+// The step numbers step .. step + steps - 1 must fit in a 32-bit word of Philox's counter.
 inline void check_counters(int64_t seed, int64_t step, int64_t steps) {
   constexpr int64_t kWordRange = int64_t{1} << 32;
   TORCH_CHECK_VALUE(seed >= 0, "seed=", seed, ": must be in [0, 2**63)");
@@ -19,8 +19,8 @@ inline void check_counters(int64_t seed, int64_t step, int64_t steps) {
                     " with steps=", steps, ": step must be at least 0 and step + steps at most 2**32");
 }
 
-// Checks that the product of sizes that are not negative, the number of elements of a result, fits in 64 bits.
-// `product` is its formula.
+// Checks that a result with these sizes, none of them negative, has fewer than 2**63 elements. `product` is the product
+// of the sizes as the error message names it, such as "steps * lanes".
 inline void check_n_elements(const char* product, c10::IntArrayRef sizes) {
   bool has_zero = false, overflows = false;
   uint64_t n = 1;
@@ -31,7 +31,7 @@ inline void check_n_elements(const char* product, c10::IntArrayRef sizes) {
   TORCH_CHECK_VALUE(has_zero || !overflows, product, ": the product of ", sizes, " must be less than 2**63");
 }
 
-// Checks the value of a tensor that is added to `step`.
+// Checks `counter`, the value that a tensor adds to `step` (the caller's step number is their sum).
 inline void check_counter(int64_t counter, int64_t step, int64_t steps) {
   TORCH_CHECK_VALUE(counter >= 0 && counter <= (int64_t{1} << 32) - steps - step, "step=", counter,
                     " with steps=", steps, ": step must be at least 0 and step + steps at most 2**32");

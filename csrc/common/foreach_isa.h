@@ -37,11 +37,7 @@ namespace avx2 {
 }  // namespace avx2
 }  // namespace
 }  // namespace grf
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "common/end_target.inc"
 #undef GRF_VECTOR_BYTES
 
 #define GRF_VECTOR_BYTES 64
@@ -59,11 +55,7 @@ namespace avx512 {
 }  // namespace avx512
 }  // namespace
 }  // namespace grf
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "common/end_target.inc"
 #undef GRF_VECTOR_BYTES
 
 #endif  // GRF_X86_ISAS

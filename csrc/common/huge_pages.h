@@ -13,8 +13,9 @@
 
 namespace grf {
 
-// Returns at::empty(shape, options). glibc's allocator maps a block of 32 MiB or more anew for every call, and its page
-// faults take longer than a pass over its values. So this asks Linux for pages of 2 MiB there, which it may refuse.
+// Returns at::empty(shape, options). For a block of 32 MiB or more, malloc of glibc gets new pages from Linux in every
+// call, and the page faults take longer than a pass over the values. So this asks Linux for pages of 2 MiB, which Linux
+// may refuse.
 inline at::Tensor empty_in_huge_pages(at::IntArrayRef shape, const at::TensorOptions& options) {
   at::Tensor tensor = at::empty(shape, options);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

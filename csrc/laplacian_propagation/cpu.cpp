@@ -41,7 +41,7 @@ struct KernelArguments {
   const int64_t* rows;            // [n_rows] nodes whose results are computed; null: all nodes
   const int32_t* feature_rows;    // [n_nodes] each node's row in `features`, -1 if it has none; null: row i is node i
   const SumOf<T>* row_scale;      // [n_nodes]
-  const SumOf<T>* feature_scale;  // for each row of `features`, the column scale of its node; null: all scales are 1
+  const SumOf<T>* feature_scale;  // [rows of `features`] scale of the matrix column of each node; null: all are 1
   const T* addend;                // added to the result; like `features`, or null
   bool adds_identity;
   bool transposed;
@@ -84,8 +84,8 @@ struct RowStarts {
   int64_t n_rows;
 };
 
-// Returns the first row whose work begins at unit `unit` or later. Units of work are counted over all rows: one for
-// each entry, and one for each row, since writing a result row takes about as long as adding an entry.
+// Returns the first row that begins at work unit `unit` or later. A row has one unit of work for each of its entries,
+// and one more, since writing a result row takes about as long as adding an entry.
 int64_t first_row_from(const RowStarts& rows, int64_t unit) {
   return partition_point(rows.n_rows, [&](int64_t row) { return rows.starts[row] + row < unit; });
 }

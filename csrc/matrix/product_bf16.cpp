@@ -32,11 +32,7 @@ namespace bf16 {
 }  // namespace bf16
 }  // namespace
 }  // namespace grf
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "common/end_target.inc"
 #undef GRF_VECTOR_BYTES
 
 namespace grf {

@@ -33,8 +33,8 @@ struct LossTensors {
   at::Tensor column_entries(const at::Tensor& tensor) const { return in_batch ? tensor : tensor.narrow(0, m(), n()); }
 };
 
-// The loss, and its gradients with respect to hidden, rows and bias. For bfloat16 arguments the results are float32,
-// the dtype that matrix products sum in.
+// The loss, and its gradients with respect to hidden, rows and bias. For bfloat16 arguments they are float32, because
+// products of bfloat16 matrices are summed in float32.
 struct LossResults {
   at::Tensor loss, hidden, rows, bias;
 };

@@ -180,8 +180,8 @@ def build_criterion(p: GRU4RecParameters, support: Tensor, *, sparse: bool = Tru
         bpreg=p.bpreg,
         label_smoothing=p.label_smoothing,
         logq=p.logq,
-        sample_alpha=p.sample_alpha,
         support=support.clamp(min=1),  # otherwise log q = -inf for an item without occurrences
+        sample_alpha=p.sample_alpha,
         mask_accidental_hits=p.mask_accidental_hits,
         sparse=sparse,
         impl=p.impl,
@@ -231,6 +231,11 @@ def build_session_runner(
     )
 
 
+def _shared_options(p: GraphParameters) -> dict[str, Any]:
+    """Return the keyword arguments that both graph networks have."""
+    return {"node_dropout": p.node_dropout, "only_needed": p.only_needed, "seed": p.seed, "impl": p.impl}
+
+
 def build_ngcf_network(p: NGCFParameters, graph: InteractionGraph) -> NGCFNetwork:
     """Return the network of NGCF with its initial weights, on the device of the parameters."""
     P, Q = split_adjacency(p.adjacency)  # matrices of the two terms of a layer
@@ -241,28 +246,16 @@ def build_ngcf_network(p: NGCFParameters, graph: InteractionGraph) -> NGCFNetwor
         P=P,
         Q=Q,
         activation=p.activation,
-        node_dropout=p.node_dropout,
         message_dropout=p.message_dropout,
         normalize_messages=p.normalize_messages,
-        only_needed=p.only_needed,  # compute only embeddings that the mini-batch needs
-        seed=p.seed,
-        impl=p.impl,
+        **_shared_options(p),
     )
     return network.to(find_device(p.device), getattr(torch, p.dtype))
 
 
 def build_lightgcn_network(p: LightGCNParameters, graph: InteractionGraph) -> LightGCNNetwork:
     """Return the network of LightGCN with its initial weights, on the device of the parameters."""
-    network = LightGCNNetwork(
-        graph,
-        p.embedding_dim,
-        p.n_layers,
-        matrix=p.adjacency,
-        node_dropout=p.node_dropout,
-        only_needed=p.only_needed,  # compute only embeddings that the mini-batch needs
-        seed=p.seed,
-        impl=p.impl,
-    )
+    network = LightGCNNetwork(graph, p.embedding_dim, p.n_layers, matrix=p.adjacency, **_shared_options(p))
     return network.to(find_device(p.device), getattr(torch, p.dtype))
 
 

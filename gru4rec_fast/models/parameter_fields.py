@@ -30,8 +30,8 @@ def shared_field(cls: type[Parameters], name: str, default: Any) -> Any:
     return field(default=default, metadata=cls.__dataclass_fields__[name].metadata)
 
 
-def parameter_names_checked(cls: type[P]) -> type[P]:
-    """Make the constructor of a parameter dataclass raise UnknownParameterError (a decorator)."""
+def parameter_class(cls: type[P]) -> type[P]:
+    """Document a parameter dataclass, and make its constructor raise UnknownParameterError (a decorator)."""
     construct = cls.__init__
 
     @functools.wraps(construct)  # keeps the signature
@@ -40,7 +40,7 @@ def parameter_names_checked(cls: type[P]) -> type[P]:
         construct(self, **parameters)
 
     cls.__init__ = __init__  # type: ignore[assignment]
-    return cls
+    return document_parameters(cls)
 
 
 def document_parameters(cls: type[T]) -> type[T]:

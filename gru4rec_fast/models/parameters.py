@@ -12,10 +12,9 @@ from gru4rec_fast.models.parameter_fields import (
     Check,
     Parameters,
     at_least,
-    document_parameters,
     one_of,
     option,
-    parameter_names_checked,
+    parameter_class,
     positive,
     probability,
     shared_field,
@@ -95,8 +94,7 @@ def _check_adjacency(value: str) -> str | None:
 
 
 # The arguments of `option` are the default, the title of the option's group, the metavar, the help and the check.
-@document_parameters
-@parameter_names_checked
+@parameter_class
 @dataclass(kw_only=True)
 class GRU4RecParameters(Parameters):
     """Hyper-parameters of GRU4Rec. Names and defaults down to `logq` are those of the official PyTorch code."""
@@ -251,8 +249,7 @@ class GRU4RecParameters(Parameters):
         return messages
 
 
-@document_parameters
-@parameter_names_checked
+@parameter_class
 @dataclass(kw_only=True)
 class GraphParameters(Parameters):
     """Hyper-parameters that NGCF and LightGCN share."""
@@ -315,8 +312,7 @@ class GraphParameters(Parameters):
     impl: str = shared_field(GRU4RecParameters, "impl", "auto")
 
 
-@document_parameters
-@parameter_names_checked
+@parameter_class
 @dataclass(kw_only=True)
 class NGCFParameters(GraphParameters):
     """Hyper-parameters of NGCF. Defaults are those of the paper's run on Gowalla."""
@@ -350,8 +346,7 @@ class NGCFParameters(GraphParameters):
     n_epochs: int = shared_field(GraphParameters, "n_epochs", 400)
 
 
-@document_parameters
-@parameter_names_checked
+@parameter_class
 @dataclass(kw_only=True)
 class LightGCNParameters(GraphParameters):
     """Hyper-parameters of LightGCN. Defaults are those of the paper's run on Gowalla."""

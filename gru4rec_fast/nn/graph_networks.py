@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.nn.embedding_rows import gather_rows
-from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
+from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer, Nodes
 from gru4rec_fast.nn.session_gru import glorot_
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops.ngcf_layer import select_nodes
-
-Nodes = Tensor | None  # int64, increasing node indices; None: all nodes
 
 # If a layer needs at least this fraction of the nodes, it is computed for all nodes, because selecting nodes would cost
 # more time than it saves.

@@ -13,6 +13,8 @@ from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops._checks import check_choice, check_probability
 from gru4rec_fast.ops.ngcf_layer import ACTIVATIONS, select_nodes, split_matrix
 
+Nodes = Tensor | None  # int64, increasing node indices; None: all nodes
+
 
 class GraphIndices(nn.Module):
     """Stores the CSR indices of a graph as buffers, so that `to(device)` moves them with a network.
@@ -84,12 +86,7 @@ class LaplacianPropagation(StepCounter):
         self.dropout, self.impl = dropout, impl
 
     def forward(
-        self,
-        embeddings: Tensor,
-        *,
-        step: int | Tensor | None = None,
-        rows: Tensor | None = None,
-        columns: Tensor | None = None,
+        self, embeddings: Tensor, *, step: int | Tensor | None = None, rows: Nodes = None, columns: Nodes = None
     ) -> Tensor:
         """Return the product of the matrix with the embeddings, [n_nodes, d], or [n_rows, d] with `rows`.
 
@@ -195,12 +192,7 @@ class NGCFLayer(StepCounter):
         return self.dropout > 0 or self.message_dropout > 0
 
     def forward(
-        self,
-        embeddings: Tensor,
-        *,
-        step: int | Tensor | None = None,
-        rows: Tensor | None = None,
-        columns: Tensor | None = None,
+        self, embeddings: Tensor, *, step: int | Tensor | None = None, rows: Nodes = None, columns: Nodes = None
     ) -> Tensor:
         """Return E' [n_nodes, out_features] from E [n_nodes, in_features], users before items.
 

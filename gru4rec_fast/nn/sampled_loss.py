@@ -73,11 +73,9 @@ class SampledLoss(nn.Module):
             raise ValueError(f"logq={logq}: give support, the number of occurrences of each item in the training log")
         self.loss = loss
         self.batch_size = batch_size
-        self.elu_param = elu_param
-        self.bpreg = bpreg
+        self.elu_param, self.bpreg = elu_param, bpreg
         self.label_smoothing = label_smoothing
-        self.logq = logq
-        self.sample_alpha = sample_alpha
+        self.logq, self.sample_alpha = logq, sample_alpha
         self.mask_accidental_hits = mask_accidental_hits
         self.in_batch = in_batch
         self.sparse = sparse

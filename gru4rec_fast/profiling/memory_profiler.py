@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -35,18 +35,12 @@ _TIMELINE_SAMPLES = 100_000
 _Counts = tuple[int, int, int, int]  # see `AllocationCounts`
 
 
-@dataclass
 class _Phase:
     """A phase in the tree of phases. The path of the root is empty."""
 
-    path: tuple[str, ...] = ()
-    children: dict[str, _Phase] = field(default_factory=dict)
-    calls: int = 0
-    seconds: float = 0.0
-    allocated_bytes: int = 0
-    freed_bytes: int = 0
-    allocations: int = 0
-    peak_bytes: int = 0
+    def __init__(self, path: tuple[str, ...] = ()) -> None:
+        self.memory = PhaseMemory(path, 0, 0.0, allocated_bytes=0, freed_bytes=0, allocations=0, peak_bytes=0)
+        self.children: dict[str, _Phase] = {}
 
 
 @dataclass
@@ -253,7 +247,7 @@ class MemoryProfiler:
         """Return what was recorded so far. A phase that is still open counts up to its last end."""
         return MemoryReport(
             device=str(self.device),
-            phases=[_as_record(phase) for phase in _walk(self._root)],
+            phases=[replace(phase.memory) for phase in _walk(self._root)],
             tensors=self._tensors.summary(),
             copies=self._copies.summary() if self._counts_copies else None,
             resident_bytes=resident_bytes(),
@@ -267,7 +261,7 @@ class MemoryProfiler:
         parent = self._open[-1].phase
         phase = parent.children.get(name)
         if phase is None:
-            phase = parent.children[name] = _Phase((*parent.path, name))
+            phase = parent.children[name] = _Phase((*parent.memory.path, name))
         return phase
 
     def _read(self) -> tuple[float, _Counts]:
@@ -289,7 +283,7 @@ class MemoryProfiler:
         self._sample(phase, seconds, True, allocated - freed, peak)
         while self._open:  # inner phases are still open after an exception
             opened = self._open.pop()
-            peak, ended = max(peak, opened.peak_bytes), opened.phase
+            peak, ended = max(peak, opened.peak_bytes), opened.phase.memory
             ended.calls += 1
             ended.seconds += seconds - opened.started
             ended.allocated_bytes += allocated - opened.allocated_bytes
@@ -298,12 +292,12 @@ class MemoryProfiler:
             ended.peak_bytes = max(ended.peak_bytes, peak)
             if self._open:
                 self._open[-1].peak_bytes = max(self._open[-1].peak_bytes, peak)
-            if ended is phase:
+            if opened.phase is phase:
                 break
 
     def _sample(self, phase: _Phase, seconds: float, is_end: bool, live_bytes: int, peak_bytes: int) -> None:
         resident = self._resident_bytes[0]
-        self._timeline.append(TimelineSample(seconds, phase.path, is_end, live_bytes, peak_bytes, resident))
+        self._timeline.append(TimelineSample(seconds, phase.memory.path, is_end, live_bytes, peak_bytes, resident))
         self._n_samples += 1
 
 
@@ -311,18 +305,6 @@ def _walk(phase: _Phase) -> Iterator[_Phase]:
     yield phase
     for child in phase.children.values():
         yield from _walk(child)
-
-
-def _as_record(phase: _Phase) -> PhaseMemory:
-    return PhaseMemory(
-        path=phase.path,
-        calls=phase.calls,
-        seconds=phase.seconds,
-        allocated_bytes=phase.allocated_bytes,
-        freed_bytes=phase.freed_bytes,
-        allocations=phase.allocations,
-        peak_bytes=phase.peak_bytes,
-    )
 
 
 class _PhaseContext:

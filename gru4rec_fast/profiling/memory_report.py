@@ -15,7 +15,7 @@ MIB = 2**20
 _TABLE_HEADER = ("phase", "calls", "ms/call", "allocated", "freed", "kept", "peak", "allocations")
 
 
-@dataclass(frozen=True)
+@dataclass
 class PhaseMemory:
     """Memory of all calls of a phase. Phases within it are included.
 

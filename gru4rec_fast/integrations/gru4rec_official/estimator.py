@@ -204,16 +204,8 @@ def batch_eval(
         ValueError: see `GRU4Rec.evaluate`.
     """
     require_trained(gru)
-    report = gru.evaluate(
-        test_data,
-        cutoffs=cutoff,
-        ties=mode,
-        batch_size=batch_size,
-        item_key=item_key,
-        session_key=session_key,
-        time_key=time_key,
-    )
-    metrics = report.metrics
+    columns: dict[str, Any] = {"item_key": item_key, "session_key": session_key, "time_key": time_key}
+    metrics = gru.evaluate(test_data, cutoffs=cutoff, ties=mode, batch_size=batch_size, **columns).metrics
     return {k: metrics[f"recall@{k}"] for k in cutoff}, {k: metrics[f"mrr@{k}"] for k in cutoff}
 
 
