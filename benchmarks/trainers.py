@@ -1,4 +1,4 @@
-"""Build sides that time the training loop of `fit`, for GRU4Rec and the graph models.
+"""Time the training loop of `fit`, for GRU4Rec and the graph models, as sides of a comparison.
 
 A side (interleave.Side) is a function that runs n units of work, here mini-batches, and returns the seconds per unit.
 """

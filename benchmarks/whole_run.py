@@ -4,8 +4,9 @@
 
 The model is trained on diginetica with cross-entropy, logQ 1, hidden size 100, mini-batches of 64, 2048 negatives and 5
 epochs, and then evaluated on the test log. The official code (GRU4Rec_PyTorch_Official) takes long. Therefore this
-package runs before and after it: the difference of these two runs shows how much the machine's speed has drifted. Each
-finished run is written to the JSON file. If the script is started again, it skips the finished runs.
+package runs before and after it: the difference of these two runs shows how much the machine's speed has drifted. The
+last run is this package with bf16 matrix products. Each finished run is written to the JSON file. If the script is
+started again with the same options, machine and versions, it skips the finished runs.
 """
 
 from __future__ import annotations
@@ -81,13 +82,13 @@ def main() -> None:
     results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     if {key: results.get(key) for key in setting} != setting:
         results = {**setting, "runs": {}}
-    for side, run in runs.items():
-        if side not in results["runs"]:
-            results["runs"][side] = run()
+    for name, run in runs.items():
+        if name not in results["runs"]:
+            results["runs"][name] = run()
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(results, indent=2) + "\n")
-        print(side, results["runs"][side], flush=True)
-    seconds = {side: run["seconds"] for side, run in results["runs"].items()}
+        print(name, results["runs"][name], flush=True)
+    seconds = {name: run["seconds"] for name, run in results["runs"].items()}
     package_seconds = (seconds["GRU4Rec before"] + seconds["GRU4Rec after"]) / 2
     print(f"ratio {seconds['official'] / package_seconds:.2f} (goal >= 10)")
 

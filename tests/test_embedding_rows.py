@@ -1,4 +1,4 @@
-"""The function gather_rows: values, padding, dense and sparse gradients, on the CPU, while tracing, and as on a GPU."""
+"""The function gather_rows: values, padding, dense and sparse gradients, on the CPU and as on a GPU."""
 
 from __future__ import annotations
 

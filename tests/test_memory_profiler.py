@@ -116,7 +116,7 @@ def test_an_exception_ends_the_open_phases(profiler: MemoryProfiler) -> None:
 
 def test_only_one_profiler_records_in_a_thread_and_only_that_thread_is_counted(profiler: MemoryProfiler) -> None:
     if isinstance(profiler._counter, TensorCounter):
-        pytest.skip("the threads of the counter of tensors are those of the Python code")
+        pytest.skip("a TensorCounter is a TorchDispatchMode, which torch enters for one thread only")
     others: list[object] = []
 
     def allocate_in_thread() -> None:
@@ -169,7 +169,7 @@ def test_the_counter_and_torch_profiler_exclude_each_other() -> None:
 
 @needs_native
 def test_the_counter_of_tensors_agrees_with_the_allocator() -> None:
-    """An operator that allocates its result alone is counted alike by both."""
+    """Both count the same for operators that allocate nothing but their results."""
     counts = []
     for counter in (allocation_counter(torch.device("cpu")), TensorCounter()):
         counter.start()
@@ -213,7 +213,7 @@ def test_attach_records_each_module_and_tells_the_kinds_of_tensors_apart(profile
     table, layer = (report.phase("forward", "net.forward", f"net.{name}.forward") for name in ("table", "layer"))
     assert (table.calls, table.allocated_bytes) == (2, 2 * 240)
     assert (layer.calls, layer.kept_bytes) == (2, 2 * 240)
-    assert forward.kept_bytes == 2 * 2 * 240  # gathered rows, output of the network; that of the layer is not needed
+    assert forward.kept_bytes == 2 * 2 * 240  # gathered rows and output of the network; the layer's output is freed
     # The weight's and the table's gradients are allocated in the backward of the layer and of the table.
     assert report.phase("backward", "net.layer.backward").allocated_bytes >= 2 * 400
     assert report.phase("backward", "net.table.backward").allocated_bytes >= 2 * 4000
@@ -271,7 +271,7 @@ def test_sparse_gradients_have_the_bytes_of_their_indices_and_values() -> None:
 @needs_native
 @pytest.mark.parametrize("arguments", [{}, {"bptt": 3, "accumulate": 2, "dropout": 0.2, "embedding": "separate"}])
 def test_the_fused_step_reports_its_phases_and_stays_on(arguments: dict) -> None:
-    """The phases allocate the workspace once; torch.profiler sees the same bytes."""
+    """The phases allocate the workspace once in an epoch."""
     runs = []
     list(make_trainer(n_epochs=2, **arguments).run())  # allocates the scratch memory of this thread
     for n_epochs in (1, 2):
@@ -293,16 +293,15 @@ def test_the_fused_step_reports_its_phases_and_stays_on(arguments: dict) -> None
     assert all(report.phase(name).allocated_bytes > 0 for name in names[:3])
     assert report.tensors["parameters"] == sum(4 * p.numel() for p in trainer.network.parameters())
     assert report.tensors["optimizer_state"] == report.tensors["parameters"]
-    # An epoch creates a step anew; its workspace is freed with it. That of the loss depends on the sampled items.
-    (forward, first), (forward_of_both, both) = (
-        (run.phase("forward").allocated_bytes, sum(run.phase(name).allocated_bytes for name in names))
-        for run, _ in runs
+    # Each epoch creates a new step, with a new workspace. The workspace of the loss depends on the sampled items.
+    forward, total = (
+        [sum(run.phase(name).allocated_bytes for name in phases) for run, _ in runs] for phases in (["forward"], names)
     )
-    assert forward_of_both == 2 * forward and first < both < 2.2 * first
+    assert forward[1] == 2 * forward[0] and total[0] < total[1] < 2.2 * total[0]
 
 
 @needs_native
-def test_a_fused_step_equals_its_allocations() -> None:
+def test_torch_profiler_sees_the_same_allocations_of_a_fused_step() -> None:
     def train() -> None:
         trainer = make_trainer(n_epochs=1)
         step = trainer.runner.start_fused_epoch()
@@ -324,7 +323,7 @@ def test_a_fused_step_equals_its_allocations() -> None:
     total = profiler.report().phase()
     assert total.allocated_bytes == sum(n for n in reported if n > 0)
     assert total.freed_bytes == -sum(n for n in reported if n < 0)
-    # Outside the phases the call only creates its result and its list of states.
+    # Outside the phases, the call allocates no memory of tensors.
     assert sum(p.allocated_bytes for p in phases) == total.allocated_bytes
 
 

@@ -174,9 +174,9 @@ def test_activation_checkpointing_draws_the_same_masks_again(name: str, reentran
     module = make(seed=3, impl=impl)
     base = X if name == "gru" else E
     inputs, expected_inputs = (base.clone().requires_grad_() for _ in range(2))
-    weight = torch.rand_like(call(module, step=0))
+    coefficients = torch.rand_like(call(module, step=0))
     total = sum(
-        (index + 1) * (weight * checkpoint(lambda x: call(module, x=x), inputs, use_reentrant=reentrant)).sum()
+        (index + 1) * (coefficients * checkpoint(lambda x: call(module, x=x), inputs, use_reentrant=reentrant)).sum()
         for index in range(3)
     )
     total.backward()
@@ -184,7 +184,7 @@ def test_activation_checkpointing_draws_the_same_masks_again(name: str, reentran
     grads = [parameter.grad for parameter in module.parameters()]
     module.zero_grad()
     expected = sum(
-        (index + 1) * (weight * call(module, x=expected_inputs, step=index * steps)).sum() for index in range(3)
+        (index + 1) * (coefficients * call(module, x=expected_inputs, step=index * steps)).sum() for index in range(3)
     )
     expected.backward()
     torch.testing.assert_close(total, expected)
@@ -224,7 +224,9 @@ def test_a_compiled_module_counts_without_compiling_again(name: str, impl: str) 
     make, call, steps = MODULES[name]
     module = make(seed=3, impl=impl)
     expected = copy.deepcopy(module)
-    counter = CompileCounterWithBackend(compile_backend(impl == "native" and name in ("gru", "ngcf layer")))
+    counter = CompileCounterWithBackend(
+        compile_backend(use_inductor=impl == "native" and name in ("gru", "ngcf layer"))
+    )
     compiled = torch.compile(lambda: call(module), fullgraph=True, backend=counter)
     for index in range(4):
         # The sparse gradients of a SessionNetwork cannot be traced.

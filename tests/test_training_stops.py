@@ -25,7 +25,7 @@ def test_ctrl_c_within_an_epoch_saves_a_checkpoint(tmp_path: Path, capfd: pytest
     assert isinstance(caught.value, KeyboardInterrupt)
     assert load_checkpoint(tmp_path / "last.safetensors", FORMAT).progress["position"]["mini_batches"] == 6
     assert signal.getsignal(signal.SIGINT) is handler
-    message = capfd.readouterr().err  # is also shown without a folder to save to
+    message = capfd.readouterr().err  # must not promise to save: it is also shown without an out folder
     assert "Ctrl-C: finishing this step" in message and "saving" not in message
 
 

@@ -18,8 +18,8 @@ enum class Kernels { cpu, cuda };
 
 // GRF_CUDA_IMPL(m) { ... } registers operators that have only CUDA kernels.
 // GRF_EACH_KERNELS(X) expands to X(Kernels::cpu) and X(Kernels::cuda), without the kernels that this library lacks.
-// GRF_REGISTER(name) registers the function template name<kernels> as the operator `name`, for every kernels value that
-// GRF_EACH_KERNELS lists.
+// GRF_REGISTER(name) registers the function template name<kernels> as the operator `name`, for each value of `kernels`
+// that GRF_EACH_KERNELS lists.
 // GRF_REGISTER_CPU(name) registers a function as an operator that runs on the CPU only.
 // In the emulation, CUDA kernels run on CPU tensors and are registered for the CPU.
 #if defined(GRF_EMULATED)
@@ -60,15 +60,15 @@ inline at::Tensor contiguous(const std::optional<at::Tensor>& tensor, const char
   return tensor.has_value() ? contiguous(*tensor, name, shape, dtype, device) : at::Tensor();
 }
 
-// The number of an operator's first step: `number` plus the value of `counter`, which is on a GPU, or null.
+// The number of an operator's first step is `number` plus *counter. `counter` is null or points to GPU memory.
 struct FirstStep {
   int64_t number;
   const int64_t* counter;
 };
 
-// Returns the number of an operator's first step from the arguments `step` and `counter`. `step` must be checked. On
-// the CPU this function reads and checks the counter; on CUDA the kernels do so, because reading it here would
-// synchronize.
+// Returns the number of an operator's first step from the arguments `step` and `counter`. The caller has checked
+// `step`. On the CPU this function reads and checks the counter; on CUDA the kernels do so, because reading it here
+// would synchronize.
 template <Kernels kernels>
 FirstStep first_step(int64_t step, const std::optional<at::Tensor>& counter, int64_t steps, const at::Device& device) {
   if (!counter.has_value()) return {step, nullptr};

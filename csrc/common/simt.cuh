@@ -86,8 +86,8 @@ __device__ __forceinline__ int64_t all_threads() {
   return static_cast<int64_t>(gridDim.x) * static_cast<int64_t>(blockDim.x);
 }
 
-// Returns the number of the first of `steps` steps, a word of Philox counters: `step` plus the value of the step
-// counter `counter` unless it is null.
+// Returns the number of the first of `steps` steps, as a word of a Philox counter. The number is `step`, plus the value
+// of the step counter `counter` unless that is null.
 __device__ __forceinline__ uint32_t first_step_word(uint32_t step, const int64_t* counter, int64_t steps = 1) {
   if (counter == nullptr) return step;
   GRF_DEVICE_CHECK(*counter >= 0 && *counter <= (int64_t{1} << 32) - steps - step,

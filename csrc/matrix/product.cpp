@@ -41,7 +41,8 @@ struct PanelScratch;
 struct BlockScratch;
 struct RoundedScratch;
 
-// Implements `multiply` with the kernels. The threads get ranges of rows or columns of c.
+// Implements `multiply` with the kernels of product_kernel.inc, which compute tiles of c. The threads get ranges of
+// rows or columns of c.
 template <typename T>
 void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add) {
   if (k == 0 && !add) {
@@ -59,8 +60,8 @@ void multiply_by_tiles(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b
       (m, count, k, a.data, a.row_stride, a.column_stride, b.data + first, b.row_stride, c + first, c_stride, add);
     });
   } else {
-    // `b` has contiguous columns: a^T is copied into panels (a few vectors of columns of a^T, see product_kernel.inc),
-    // padded to whole vectors.
+    // `b` has contiguous columns. a^T is copied into panels, each a few vectors of columns wide (product_kernel.inc).
+    // The number of columns is padded to whole vectors.
     const int64_t alignment = GRF_DISPATCH(panel_alignment<T>)();
     const int64_t padded_m = (m + alignment - 1) / alignment * alignment;
     Scratch<T, PanelScratch> scratch(padded_m * k);

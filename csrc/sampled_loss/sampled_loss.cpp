@@ -83,6 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sampled_loss(const Tensor& hidden, co
                          in_batch};
   const LossOptions<double> options{loss_named(loss), elu_param, bpreg, label_smoothing, /*scale=*/1 / batch_size};
   const auto sum_options = hidden.options().dtype(sum_dtype);
+  // The loss, and its gradients with respect to hidden, rows and bias.
   LossResults results{at::empty({}, sum_options), at::empty({m, width}, sum_options),
                       at::empty({entries, width}, sum_options), at::empty({entries}, sum_options)};
   if constexpr (kernels == Kernels::cuda) {

@@ -30,7 +30,9 @@ def info(
     n_edges: Annotated[int, _estimate_option(metavar="N", help="Number of interactions (ngcf, lightgcn).")] = 0,
     memory_budget: Annotated[
         int | None,
-        _estimate_option(metavar="BYTES", help="Choose batch size of evaluation and parts of an update that fit."),
+        _estimate_option(
+            metavar="BYTES", help="Choose the batch size of evaluation and the number of parts of an update to fit it."
+        ),
     ] = None,
     parameter_string: Annotated[
         str | None,

@@ -84,7 +84,7 @@ def dropout_mask_reference(
     word of Philox4x32-10 for the counter (stream, step + t, lane, unit) under the key `seed`. The value of the argument
     `counter` is added to `step`.
     """
-    if steps == 0 or lanes == 0 or units == 0:  # intermediate results need not be empty
+    if steps == 0 or lanes == 0 or units == 0:  # the tensors below may be large all the same
         return torch.empty(steps, lanes, units, dtype=dtype, device=device)
     words = (
         torch.tensor(stream, device=device),

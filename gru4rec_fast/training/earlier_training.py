@@ -3,8 +3,8 @@
 The folders below are a journal. The move has four steps, and `recover_run_folder` finishes or undoes each of them:
 
 1. The files are moved one by one to MOVING. After a kill they are moved back.
-2. MOVING is renamed to MOVED when it has all files. Only then does the new training write its first file. After a kill
-   before the new training has a last.safetensors, to resume from, its files are removed and the others moved back.
+2. MOVING is renamed to MOVED when it has all files. Only then does the new training write its first file. If the new
+   training is killed before it has written a last.safetensors, its files are removed and the others moved back.
 3. When the new training has its last.safetensors, `previous` is renamed to OUTDATED, and MOVED to `previous`. After a
    kill this step is continued.
 4. Files that no training has written are moved from OUTDATED to `previous`. Then OUTDATED is removed.
@@ -37,7 +37,7 @@ def move_aside(folder: Path) -> None:
     names = existing_files(folder)
     if not names:
         return
-    (folder / PREVIOUS).mkdir(exist_ok=True)  # an error if a file has this name
+    (folder / PREVIOUS).mkdir(exist_ok=True)  # fails here rather than in step 3 if `previous` is a file
     (folder / MOVING).mkdir()
     for name in names:
         os.replace(folder / name, folder / MOVING / name)

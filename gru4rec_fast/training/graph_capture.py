@@ -40,14 +40,14 @@ class UpdatesShape:
     min_live: int
 
     @property
-    def per_update(self) -> int:
+    def mini_batches_per_update(self) -> int:
         """Number of mini-batches in an update."""
         return self.blocks * self.steps
 
     @property
     def mini_batches(self) -> int:
         """K, the number of mini-batches in all updates."""
-        return self.updates * self.per_update
+        return self.updates * self.mini_batches_per_update
 
 
 class GraphCapturer:
@@ -108,7 +108,7 @@ class CapturedUpdates:
         self.shape, self._context, self._capturer = shape, context, capturer
         network, device = context.network, context.device
         weight = network.output.weight
-        n, lanes, scored = shape.mini_batches, shape.lanes, shape.lanes + shape.n_sample
+        n, lanes, n_scored = shape.mini_batches, shape.lanes, shape.lanes + shape.n_sample
 
         def new_items(*sizes: int) -> Tensor:
             return torch.full(sizes, -1, dtype=torch.int64, device=device)
@@ -116,17 +116,17 @@ class CapturedUpdates:
         def new_mask(*sizes: int) -> Tensor:
             return torch.zeros(sizes, dtype=torch.bool, device=device)
 
+        # The tensors are described in `UpdatePlan`, which has the slices of one update.
         self.losses, self.n_live = weight.new_zeros(n), new_items(n)
-        self._inputs, self._items = new_items(n, lanes), new_items(n, scored)
+        self._inputs, self._items = new_items(n, lanes), new_items(n, n_scored)
         self._reset, self._live, self._active = new_mask(n, lanes), new_mask(n, lanes), new_mask(n)
-        self._loss_weight = weight.new_ones(n) if shape.per_update > 1 else None
+        self._loss_weight = weight.new_ones(n) if shape.mini_batches_per_update > 1 else None
         self._enabled = new_mask(shape.updates, shape.blocks)
-        # Row gradients per mini-batch of the output table and of the input table, or of the table that is both.
-        counts = [scored, lanes] if network.input_table is not network.output else [lanes + scored]
-        self._sorted_rows = [
-            (new_items(shape.updates, shape.per_update * count), new_items(shape.updates, shape.per_update * count))
-            for count in counts
-        ]
+        # Number of row gradients that a mini-batch has in the output table and in the input table, or in the one table
+        # that is both.
+        counts = [n_scored, lanes] if network.input_table is not network.output else [lanes + n_scored]
+        sizes = [(shape.updates, shape.mini_batches_per_update * count) for count in counts]
+        self._sorted_rows = [(new_items(*size), new_items(*size)) for size in sizes]
         self._hidden = [weight.new_zeros(lanes, size) for size in network.gru.sizes]
         self._masks: dict[int, Tensor] = {}  # dropout masks by Philox stream
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -210,7 +210,7 @@ class CapturedUpdates:
         if key != self._graph_key:
             self._graph, self._graph_key = None, key
         elif self._graph is None and self._capturer is not None:
-            # Captured in the second run: the first one has created all that is created at its first use.
+            # Captured in the second run: the first run creates what is created at first use, such as cuBLAS handles.
             n_begun = self._context.n_begun
             self._graph = self._capturer.capture(self._run_operators)
             self._context.n_begun = n_begun  # a capture executes nothing
@@ -236,7 +236,7 @@ class CapturedUpdates:
 
     def _plan(self, update: int) -> UpdatePlan:
         """Return the plan of one update: its slices of the preallocated tensors."""
-        steps = slice(update * self.shape.per_update, (update + 1) * self.shape.per_update)
+        steps = slice(update * self.shape.mini_batches_per_update, (update + 1) * self.shape.mini_batches_per_update)
         return UpdatePlan(
             inputs=self._inputs[steps],
             items=self._items[steps],

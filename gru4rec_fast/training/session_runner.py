@@ -160,8 +160,8 @@ class SessionEpochRunner:
     def run_epoch(self, progress: Progress, between_updates: Callable[[], int | None]) -> None:
         """Run the rest of the current epoch; weights are updated after every `accumulate` blocks and at the end.
 
-        `between_updates` is called between updates, but not after an update that the end of the epoch caused. It
-        returns the maximum number of mini-batches until the next call; None means no limit.
+        `between_updates` is called between updates, but not once the end of the epoch has been found. It returns the
+        maximum number of mini-batches until the next call; None means no limit.
         """
         position, mini_batches_per_update = self.position, self.loader.steps * self.accumulate
         self._running, updates, finished = None, 1, False
@@ -193,12 +193,12 @@ class SessionEpochRunner:
 
         Raises:
             ValueError: `updates` is below 1, the epoch has no mini-batch, or precision="bf16" needs the fused step.
-            TrainingDiverged: a loss is NaN or infinite. The update with this loss was not made, but autograd on a GPU
-                may have made it.
+            TrainingDiverged: a loss is NaN or infinite. The update with this loss was not made, except perhaps by
+                autograd on a GPU.
         """
         check_at_least(1, updates=updates)
         position, before, finished = self.position, replace(self.position), False
-        # An update has at least one event. After the last update, a further one may be needed to find the end.
+        # An epoch has at most one update per event. One more may have to be tried to find the end of the epoch.
         n_left = self.n_events + 1 if updates is None else updates
         while n_left > 0 and not finished:
             n_made, finished = self._run_some(n_left)
@@ -246,7 +246,7 @@ class SessionEpochRunner:
         return self.start_fused_epoch() if reason is None else iter(self.loader)
 
     def _load_loader_position(self) -> bool:
-        """Let the loader continue an interrupted epoch, which it would start anew; return whether blocks are left."""
+        """Make the loader continue its interrupted epoch, not start it anew; return whether blocks are left."""
         state = self.loader.state_dict()
         if state.get("epoch", self.position.epoch - 1) != self.position.epoch - 1:
             return False  # the training was interrupted after the last block of the epoch
@@ -360,7 +360,7 @@ class SessionEpochRunner:
     def _loss_backward_in_parts(
         self, block: SessionBlock, negatives: Tensor | None, output: Tensor, n_parts: int
     ) -> Tensor:
-        """As `_loss_backward` for all lanes, with the memory of the loss of a part of the lanes."""
+        """Do the same as `_loss_backward`, one part of the lanes after another, so that it needs less memory."""
         copy, loss = output.detach().requires_grad_(), output.new_zeros(())  # copy.grad becomes the sum over the parts
         for lanes in pairwise(part * output.shape[1] // n_parts for part in range(n_parts + 1)):
             loss = loss + self._loss_backward(block, negatives, copy, lanes)
@@ -435,7 +435,7 @@ class SessionEpochRunner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state of `state_dict`. A seed that was drawn becomes that of `state`.
+        """Continue from a state of `state_dict`. If the loader's seed was drawn, the seeds become those of `state`.
 
         Raises:
             ValueError: the state was saved with other data, another seed or another loader.

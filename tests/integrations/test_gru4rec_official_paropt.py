@@ -1,4 +1,4 @@
-"""integrations.gru4rec_official.paropt: hyper-parameters are optimized with Optuna, by the options of paropt.py."""
+"""integrations.gru4rec_official.paropt: Optuna optimizes parameters, with the options of the official paropt.py."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def loss_and_gradients(model: Any, batch: Interaction) -> list[torch.Tensor]:
 
 
 def train_epochs(model: Any, config: Config, train_data: Any, n: int) -> list[float]:
-    """Return the losses of n epochs of RecBole's trainer, with the same order of rows and the same negatives."""
+    """Return the losses of n epochs of RecBole's trainer. Every call has the same order of rows and negatives."""
     init_seed(1, True)
     train_data.generator.manual_seed(1)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
@@ -130,7 +130,7 @@ def test_ngcf_has_the_initial_weights_loss_and_gradients_of_recbole(prepared: An
 def compare(ours: Any, theirs: Any, batch: Interaction) -> None:
     """Check that two models with the same seed have equal weights, losses, gradients and scores."""
     assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
-    for rows in (batch, batch[:3]):  # the last layer is computed for nearly all nodes, and for at most nine
+    for rows in (batch, batch[:3]):  # they need the last layer of nearly all nodes, or of at most nine
         for a, b in zip(loss_and_gradients(ours, rows), loss_and_gradients(theirs, rows), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * float(b.abs().max()))
     users = Interaction({"user_id": torch.tensor([1, 7, 942])})
@@ -172,7 +172,7 @@ def test_ngcf_draws_new_dropout_masks_from_the_seed(prepared: Any, key: str) -> 
 
 
 def short_users(dataset: Any, max_targets: int) -> np.ndarray:
-    """Return the users that have at most `max_targets` rows."""
+    """Return the users that have between one and `max_targets` rows; a row is a target."""
     return np.flatnonzero((n := np.bincount(dataset.inter_feat["user_id"].numpy())) * (n <= max_targets))
 
 
@@ -245,7 +245,7 @@ def test_bpr_trains_as_recbole_does() -> None:
 
 
 def events_by_user(dataset: Any) -> Iterator[tuple[str, list[str]]]:
-    """Yield the token of each user and of the user's items by time, from the rows of a dataset without histories."""
+    """Yield each user's token and the tokens of the user's items by time, from what create_dataset returns."""
     frame = dataset.inter_feat.sort_values(["user_id", "timestamp"], kind="stable")
     for user, rows in frame.groupby("user_id"):
         yield dataset.id2token("user_id", user), list(dataset.id2token("item_id", rows["item_id"].to_numpy()))

@@ -1,4 +1,4 @@
-"""integrations.sparse: values and gradients equal torch.sparse.mm; other matrices are refused."""
+"""integrations.sparse: values and gradients equal torch.sparse.mm; matrices of other formulas are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scale(adjacency: np.ndarray, exponent: float, dtype: Any = np.float64) -> np
     return np.diag(np.where(degrees > 0, np.maximum(degrees, 1) ** dtype(exponent), 0).astype(dtype))
 
 
-# The matrices in code for LightGCN and NGCF, computed as there.
+# The matrices that public code for LightGCN and NGCF computes, by the formulas of that code.
 NORMALIZED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "plain": lambda a: a,
     "symmetric": lambda a: scale(a, -0.5) @ a @ scale(a, -0.5),
@@ -75,7 +75,7 @@ def assert_equal_to_torch(operator: PropagationMatrix, matrix: Tensor) -> None:
 def test_normalized_matrices_are_recognized(impl: str, graph: str, name: str) -> None:
     matrix = NORMALIZED[name](GRAPHS[graph])
     if graph == "loops" and name.endswith(("+I", "norm", "A + I")):
-        with pytest.raises(ValueError, match="not D"):  # the values at the self-loops are those of two loops
+        with pytest.raises(ValueError, match="not D"):  # I adds a second self-loop to some nodes
             from_normalized(coo(matrix))
     else:
         assert_equal_to_torch(from_normalized(coo(matrix), impl=impl), coo(matrix))
@@ -154,7 +154,7 @@ def test_operator_is_a_module_of_the_model() -> None:
     assert torch.equal(compiled(embeddings), operator @ embeddings)
 
 
-def test_dropout_is_that_of_the_laplacian_propagation() -> None:
+def test_dropout_draws_new_entries_in_each_call_and_keeps_the_identity() -> None:
     matrix = coo(NORMALIZED["symmetric+I"](BIPARTITE))
     operator = from_normalized(matrix, dropout=0.5, seed=3)
     ones = torch.eye(N_NODES, dtype=torch.float64)

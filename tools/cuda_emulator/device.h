@@ -140,7 +140,7 @@ unsigned __match_any_sync(unsigned mask, T value, int line = __builtin_LINE()) {
   return static_cast<unsigned>(::grf::simt::warp_operation(::grf::simt::WarpOperation::match, mask, bits, 0, 32, line));
 }
 
-// Atomic operations, with exactly the overloads that CUDA has, so that nvcc accepts every call that compiles here.
+// Atomic operations, only with overloads that CUDA has, so that nvcc accepts every call that compiles here.
 // `expression` is the new value, from the values `old` and `value`.
 #define GRF_ATOMIC(name, type, expression)                         \
   inline type name(type* address, type value) {                    \
