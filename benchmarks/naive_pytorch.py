@@ -2,8 +2,8 @@
 
 The model has one layer and a constrained embedding (inputs and outputs share the item table). It uses a Python session
 iterator, torch.multinomial for the negatives, F.dropout, nn.GRUCell, an nn.Embedding as the item table, autograd, and
-Adagrad, with sparse=True on the rows with gradients. Optionally, torch.compile compiles the computation from the
-gathered rows to the loss.
+Adagrad. With sparse=True, Adagrad updates only the rows with gradients. Optionally, torch.compile compiles the
+computation from the gathered rows to the loss.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class NaiveTraining:
         target = y.diagonal().unsqueeze(1)
         is_target = torch.eye(m, y.shape[1], dtype=torch.bool, device=y.device)
         weight = torch.softmax(y.masked_fill(is_target, -torch.inf), 1)
-        target_wins = (weight * torch.sigmoid(target - y)).sum(1)  # probability of a higher score than the negatives'
+        target_wins = (weight * torch.sigmoid(target - y)).sum(1)  # probability that the target outranks a negative
         return (-torch.log(target_wins + 1e-24) + s.bpreg * (weight * y * y).sum(1)).sum()
 
     def _update(self, parameter: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""recommend(candidates=, exclude=) compared with a plain loop. Its cost is that of the candidates."""
+"""recommend(candidates=, exclude=) returns the result of a plain loop, and its cost depends on the candidates only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ index_sets = st.sets(st.integers(0, N_ITEMS - 1))
 
 
 def expected_best(session: list[int], k: int, allowed: set[int], excluded: set[int]) -> list[tuple[int, float]]:
-    """Return ids and scores of the k best allowed items, sorted by score, then by index; all arguments are ids."""
+    """Return ids and scores of the k best allowed items, sorted by score, then by index. Items are given as ids."""
     scores = NETWORK.scores_after([item // 10 for item in session]).tolist()
     items = sorted(allowed - excluded, key=lambda item: (-scores[item // 10], item))
     return [(item, scores[item // 10]) for item in items[:k]]
@@ -80,12 +80,12 @@ def test_forms_of_candidates() -> None:
     assert pool.indices.tolist() == [0, 3, 7] and len(pool) == 3 and pool.nbytes == 24
     with pytest.raises(ValueError, match="read-only"):
         pool.indices[0] = 5
-    for_all: list[Any] = [
+    equal_forms: list[Any] = [
         [70, 30, 0, 30], (70, 30, 0), {70, 30, 0}, np.array([70, 30, 0]), torch.tensor([70, 30, 0]), iter([70, 30, 0]),
         np.array([70, 30, 0], object), pool, [pool] * 3, [[70, 30, 0]] * 3, np.array([[70, 30, 0]] * 3),
         ((70, 30, 0), pool, np.array([0, 30, 70])),
     ]  # fmt: skip
-    for candidates in for_all:
+    for candidates in equal_forms:
         check(recommend(NETWORK, VOCABULARY, SESSIONS, 4, candidates=candidates), 4, [{70, 30, 0}] * 3, [set()] * 3)
     for none in ([], [[], [], []], CandidatePool(VOCABULARY, [])):
         assert recommend(NETWORK, VOCABULARY, SESSIONS, 4, candidates=none).counts.tolist() == [0, 0, 0]
@@ -167,7 +167,7 @@ def record_searches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_only_the_candidates_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows with the same list are searched together, and a list for all rows is gathered once for all batches."""
+    """Rows with the same list are searched together; a list of which all items are excluded is not searched."""
     sizes, pool = record_searches(monkeypatch), CandidatePool(VOCABULARY, [0, 10])
     recommend(NETWORK, VOCABULARY, SESSIONS, 3, candidates=[70, 30, 0, 70])
     recommend(NETWORK, VOCABULARY, SESSIONS, 3, candidates=[pool, [50], pool], exclude=[50, 10])
@@ -197,7 +197,7 @@ def test_graph_models() -> None:
 @needs_statm
 @needs_plain_allocator
 def test_requests_for_cached_records_leave_the_memory_flat(native_library: None) -> None:
-    """2,000 requests with 50,000 candidates and 50,000 records from the cache, each of a further user."""
+    """2,000 requests, each of another user, with 50,000 candidates and 50,000 records from the cache."""
     n_items, width = 120_000, 8
     network, vocabulary = SessionNetwork(n_items, [width], seed=0), Vocabulary(np.arange(n_items))
     live = SessionRecommender(network, vocabulary, capacity=100)
@@ -211,5 +211,5 @@ def test_requests_for_cached_records_leave_the_memory_flat(native_library: None)
             assert len(records[result.items[0]]) == 20
             if user % 50 == 0:
                 samples.append(resident_bytes())
-    assert cache.statistics()[:4] == (2, 800_000, 3_998, 2)
+    assert cache.statistics()[:4] == (2, 800_000, 3_998, 2)  # entries, bytes, hits, misses
     assert growth(samples) / 50 < 1_000, "bytes per request; the pool alone has 400,000"

@@ -135,7 +135,7 @@ def n_tensors(op: str) -> int:
 
 
 def call(op: str, named: dict[str, Any], impl: str = "native") -> Any:
-    """Call an operator of the native library, or the reference of one that writes its arguments."""
+    """Call a native operator. With impl="reference", call its reference; the operator must update an argument."""
     ordered = [named.get(a.name) for a in schemas[op].arguments if not a.kwarg_only]
     if impl == "native":
         kwargs = {a.name: named[a.name] for a in schemas[op].arguments if a.kwarg_only}
@@ -251,5 +251,5 @@ def test_inference_tensors_are_updated_in_inference_mode_only(impl: str) -> None
         before = named["table"].clone()
     with pytest.raises(RuntimeError, match="inference tensor"):
         call("sparse_adagrad_", named, impl)
-    if impl == "native":  # the reference raises the error after its first update, that of a state
+    if impl == "native":  # the reference raises the error after it has updated the accumulator
         assert torch.equal(named["table"], before)

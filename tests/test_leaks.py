@@ -17,8 +17,8 @@ from gru4rec_fast.training.progress import SilentProgress
 
 pytestmark = [needs_statm, needs_plain_allocator, pytest.mark.usefixtures("native_library")]
 
-BYTES_PER_STEP = 32  # smaller than any Python object that a step could leak
-BYTES_PER_CALL = 256  # smaller than every tensor in `CALLS`
+BYTES_PER_STEP = 32  # no Python object that a step could leak takes less
+BYTES_PER_CALL = 256  # a leaked tensor takes more than 500 bytes, however small it is
 
 
 class ResidentSize(SilentProgress):
@@ -44,7 +44,7 @@ N_STEPS = {"fused": 100_000, "autograd": 6_000}  # fewer of the slower autograd 
 def growth_per_step(training_impl: str, after_block: Callable[[int], object] = lambda _: None) -> float:
     """Return by how many bytes each step of a small training increases the resident size."""
     n_epochs, lanes, steps = 40, 4, N_STEPS[training_impl]
-    # A session has 4.5 targets on average; divided by 4, so that there are at least `steps` steps.
+    # A session has 4.5 targets on average. Counting 4 gives enough sessions for at least `steps` steps.
     store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)
     sizes = ResidentSize(after_block)
     trainer = make_trainer(

@@ -1,14 +1,14 @@
-"""Benchmark GRU4Rec training within the loops of other libraries, and a plain loop, with `fit` as the standard.
+"""Benchmark GRU4Rec training in the loops of other libraries and in a plain loop, compared with `fit`.
 
     pytest benchmarks/integrations/bench_trainers.py --threads 1
 
-A unit of work is one mini-batch of rsc15_100k with the setting "xe-100". Sides:
+A unit of work is one mini-batch of rsc15_100k with the setting "xe-100". The sides (see interleave.py) are:
 
     fit                     `GRU4Rec.fit`
     loop K, ignite K, lightning K    the fused step, K updates per iteration of the loop
     huggingface K           SessionTrainer of Hugging Face, K updates per step
     lightning autograd      a LightningModule of operators and autograd, with automatic optimization
-    lightning plain         a LightningModule of plain PyTorch (naive_pytorch.py) and torch.optim.Adagrad, likewise
+    lightning plain         a LightningModule of plain PyTorch (naive_pytorch.py), with torch.optim.Adagrad
     lightning plain sparse  the same with nn.Embedding(sparse=True)
 
 A side whose library is not installed is left out.
@@ -42,7 +42,7 @@ TIMES_PLAIN = 1.8  # goal: speed of autograd, as a multiple of the speed of plai
 
 
 def grouped_side(run: Callable[[int], None], k: int) -> Side:
-    """Return the side that calls `run` with a number of groups of k mini-batches."""
+    """Return the side that trains in groups of k mini-batches; `run(n_groups)` trains that many groups."""
 
     def side(n: int) -> float:
         n_groups = max(1, round(n / k))
@@ -137,7 +137,7 @@ def lightning_sides(store: SessionStore) -> dict[str, Side]:
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    runner = gru_runner(store, SETTING.parameters())  # network, loss and sampler of the autograd side
+    runner = gru_runner(store, SETTING.parameters())  # its network, loss, sampler and optimizer are used by Autograd
 
     class Autograd(pl.LightningModule):
         def __init__(self) -> None:
@@ -160,13 +160,13 @@ def lightning_sides(store: SessionStore) -> dict[str, Side]:
     class Plain(pl.LightningModule):
         def __init__(self, sparse: bool) -> None:
             super().__init__()
-            self.training_of_network = NaiveTraining(store, SETTING, sparse=sparse)
+            self.naive_training = NaiveTraining(store, SETTING, sparse=sparse)
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            return self.training_of_network.next_loss()
+            return self.naive_training.next_loss()
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            parameters = self.training_of_network.optimizer_state  # a dictionary by parameter
+            parameters = self.naive_training.optimizer_state  # the keys are the parameters
             return torch.optim.Adagrad(parameters, SETTING.learning_rate, eps=1e-6)
 
         def train_dataloader(self) -> Any:

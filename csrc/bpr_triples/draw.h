@@ -46,9 +46,10 @@ GRF_HOST_DEVICE bool draw_triple(const TripleArguments& args, uint32_t step, int
   if (args.starts == nullptr) positive_index = uniform_below(words_0.w2, words_0.w3, degree);
   if (positive_index >= degree) return false;
   // The negative item is the rank-th item that the user does not have. The user's i-th item has the number
-  // items[i] - n_users, because `neighbors` holds graph nodes. The user has i of the items below this number and lacks
-  // the other items[i] - n_users - i. This count never decreases with i, so bisection finds how many of the user's
-  // items have a lower number than the negative item. It only adds numbers that are in range: items[i] may not be.
+  // items[i] - n_users, because `neighbors` holds graph nodes. Of the items below this number, the user has i and lacks
+  // items[i] - n_users - i. This difference never decreases with i, so bisection finds how many of the user's items
+  // have a lower number than the negative item. The condition does not compute the difference, which could overflow for
+  // an invalid items[i].
   const int64_t rank = uniform_below(words_1.w0, words_1.w1, args.n_items - degree);
   const index_t* items = neighbors + begin;
   const int64_t n_lower_items =

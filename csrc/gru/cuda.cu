@@ -8,10 +8,10 @@ namespace grf::cuda {
 namespace {
 
 #ifdef __CUDACC__
-// With at most kMaxSingleLaneBlocks lanes, each lane gets a block, and all blocks run at the same time. With more
-// lanes, kLanesPerBlock lanes share a block. Blocks then may run one after another, if only one fits on a
-// multiprocessor. With more than kMaxLanesInOneLaunch lanes, each step takes a product by torch and a launch instead.
-// 2048 is an estimate of the point where this becomes faster.
+// With at most kMaxSingleLaneBlocks lanes, each lane gets a block, and an H200 (132 multiprocessors) runs all blocks at
+// the same time. With more lanes, kLanesPerBlock lanes share a block. Blocks then may run one after another, if only
+// one fits on a multiprocessor. With more than kMaxLanesInOneLaunch lanes, each step takes a product by torch and a
+// launch instead. 2048 is an estimate of the point where this becomes faster.
 constexpr int64_t kMaxSingleLaneBlocks = 128, kMaxLanesInOneLaunch = 2048;
 #else  // emulation on the CPU: small, so that small tests reach all kernels
 constexpr int64_t kMaxSingleLaneBlocks = 4;

@@ -46,7 +46,7 @@ struct PartScratch;  // the tag of a buffer that Scratch keeps for each thread
 template <typename T>
 void run_backward(const GruArguments& args, const Tensor& grad_output, const Tensor& output, const Tensor& saved,
                   GruGradients& grads) {
-  // A matrix product that sums over this many steps times lanes is hardly slower than a longer one.
+  // Rows (steps times lanes) per matrix product. With more rows, a product would take hardly less time per row.
   constexpr int64_t kRows = 1024;
   const GruLayer<T> layer = args.layer<T>();
   const int64_t state_size = args.lanes * args.hidden;

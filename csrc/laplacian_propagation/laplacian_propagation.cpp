@@ -84,8 +84,8 @@ Tensor propagate(const Tensor& features, const Submatrix& graph, const Propagati
   const Tensor columns = contiguous_nodes(device, graph.columns, "columns");
   TORCH_CHECK_VALUE(!columns.defined() || columns.size(0) == features.size(0), "features has ", features.size(0),
                     " rows, but columns has ", columns.defined() ? columns.size(0) : 0, " nodes");
-  // In a backward pass the result is a gradient of features, and `addend` another contribution to it. It has the rows
-  // of `features`; see tensors.h.
+  // A backward pass computes a gradient of features, and `addend` is another contribution to this gradient. Both
+  // `addend` and `features` have a row for each of `columns`; see tensors.h.
   const Tensor contiguous_addend =
       addend.defined() ? contiguous(addend, "addend", features.sizes(), features.scalar_type(), device) : Tensor();
   const int64_t n_nodes = offsets.size(0) - 1, n_rows = rows.defined() ? rows.size(0) : n_nodes;

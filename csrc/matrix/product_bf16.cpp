@@ -118,7 +118,7 @@ void multiply_bf16(int64_t m, int64_t n, int64_t k, Matrix<float> a, Matrix<floa
     });
     return;
   }
-  Scratch<uint32_t, PackedAScratch> packed_a(2 * packed_size(m, k));
+  Scratch<uint32_t, PackedAScratch> packed_a(2 * packed_size(m, k));  // for `pairs` and `panels`
   const Matrix<uint32_t> pairs = pack_pairs(m, k, a, packed_a.take(packed_size(m, k)));
   if (b.column_stride == 1) {
     split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {

@@ -38,7 +38,7 @@ class AllocationCounter::Observer final : public profiler::ProfilerStateBase {
   AllocationCounts read() {
     const std::lock_guard<std::mutex> guard(mutex_);
     const AllocationCounts counts = counts_;
-    counts_.peak_bytes = counts_.allocated_bytes - counts_.freed_bytes;
+    counts_.peak_bytes = counts_.allocated_bytes - counts_.freed_bytes;  // start of the next peak
     return counts;
   }
 

@@ -50,7 +50,8 @@ struct NgcfArguments {
                 double message_dropout, int64_t seed, const FirstStep& step, int64_t layer_index);
 
   bool shares_matrix() const { return p.name == q.name; }
-  // Return the number of products of `inputs` [n_rows, 2 n_in] with the weights, and the columns of inputs in each.
+  // The layer multiplies `inputs` [n_rows, 2 n_in] (see ngcf_layer.h) by the weights in n_products() matrix products.
+  // Each product takes product_width() columns of `inputs`.
   int n_products() const { return per_term ? 2 : 1; }
   int64_t product_width() const { return per_term ? n_in : 2 * n_in; }
   at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, features.options()); }
@@ -75,7 +76,8 @@ struct NgcfArguments {
 };
 
 // The gradients that the backward pass computes before it multiplies by the graph's matrices: of NgcfPropagated::p and
-// q, and of the features of each row's own node. If P and Q share a matrix, propagated_q is undefined.
+// q, of the features of each row's own node, and of weights and biases. If P and Q share a matrix, propagated_q is
+// undefined.
 struct NgcfGradientTensors {
   at::Tensor propagated_p, propagated_q, self_features;  // [n_rows, n_in]
   at::Tensor weights, bias_1, bias_2;                    // [2 n_in, n_out], [n_out], [n_out]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
 
-# Defaults that differ from those of the models: a command gives the same result each time.
+# Defaults that differ from those of the models. A fixed seed makes a command give the same result each time.
 _DEFAULTS = {"seed": 0}
 
 

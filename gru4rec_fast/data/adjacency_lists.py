@@ -20,7 +20,8 @@ def holds_adjacency_lists(
     """Return True if a file holds `user item item ...` lines, False if it is a table.
 
     Only .txt files (also .txt.gz, .txt.zst) hold such lines. A .txt file is a table if its first line has the columns
-    `wanted` (names by role), and it is read as one if a separator, or another quote or name than the default is given.
+    `wanted` (names by role), or if `separator` is given, or if `quote` or a name differs from the default.
+    Otherwise, a missing or empty file gives True, so that `read_adjacency_lists` raises the error.
 
     Raises ValueError if the file cannot be read.
     """
@@ -70,8 +71,8 @@ def _refuse_tables(path: Path, words: pl.Series, users: pl.Series) -> None:
     """Raise ValueError if the words of the lines seem to be a header, or lines of `user item weight`."""
     n_words = words.list.len()
     header = words[0].to_list()
-    has_integer = words.list.eval(pl.element().str.contains(_INTEGER))
-    if len(words) > 1 and not has_integer[0].any() and has_integer.slice(1).list.all().all():
+    is_integer = words.list.eval(pl.element().str.contains(_INTEGER))
+    if len(words) > 1 and not is_integer[0].any() and is_integer.slice(1).list.all().all():
         raise ValueError(
             f"{path}, line 1: {' '.join(header)[:80]!r} seems to be a header, but the file is read as lines of `user "
             "item item ...`: remove the header, or give the names of its columns to read a table"

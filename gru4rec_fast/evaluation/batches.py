@@ -1,4 +1,4 @@
-"""Process sessions, and users with seen items, of very different lengths; the cost does not depend on the longest."""
+"""Batch rows (sessions, or users' seen items) by length, so that the cost does not depend on the longest row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PADDED_ELEMENTS = 1 << 20
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Yield the indices of rows in batches of rows of similar length, int64 [at most batch_size], longest row first.
+    """Yield the row indices of each batch, int64 [at most batch_size]. Batches take the rows by decreasing length.
 
     Args:
         lengths: int64 [n], the number of elements of each row; rows without elements are left out.
@@ -35,14 +35,14 @@ def batches_by_length(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarr
 def top_k_excluding(
     queries: Tensor, weight: Tensor, bias: Tensor | None, k: int, excluded: Sequence[np.ndarray] | None, *, impl: str
 ) -> tuple[Tensor, Tensor]:
-    """Return scores and items [Q, k] as `ops.top_k`, which takes the excluded items padded to the longest row.
+    """Return scores and items [Q, k] like `ops.top_k`, for excluded items in lists of different lengths.
 
-    Rows that need much padding are searched in several calls, each with rows of similar length. So time and memory
-    depend on the number of excluded items, not on the longest row.
+    `ops.top_k` takes the lists as rows that are padded to the longest one. If that needs much padding, several calls
+    each take rows of similar length. So time and memory depend on the number of excluded items, not on the longest row.
 
     Args:
         queries, weight, bias, k, impl: see `ops.top_k`.
-        excluded: for each query, the indices of the items to leave out; None: none.
+        excluded: for each query, the indices of the items to leave out, or None.
     """
     lengths = np.array([len(row) for row in excluded or []], np.int64)
     if excluded is None or not lengths.any():

@@ -111,8 +111,8 @@ def recommend(
         exclude_seen: leave out the items that the session already has.
         exclude: item ids (a list, set, array ...) that are never recommended; or a sequence with such a list for each
             session.
-        candidates: item ids that alone may be recommended, or a CandidatePool; or a sequence with such a list for each
-            session. Time and memory depend on the number of candidates, not on the catalogue. Scores and order are
+        candidates: the only item ids that may be recommended, or a CandidatePool; or a sequence with such a list for
+            each session. Time and memory depend on the number of candidates, not on the catalogue. Scores and order are
             those of a search in the whole catalogue (to the bit in native kernels). None: all items.
         unknown: "error" raises an error for an id outside the vocabulary, also in `exclude` and `candidates`; "skip"
             ignores that id, and a session without a known item gets a row with count 0.
@@ -182,20 +182,22 @@ def search_top_k(
         if left_out is not None and len(left_out.lists) > 1:
             own = [left_out.lists[number] for number in left_out.list_of_row[rows]]
             excluded = own if excluded is None else [*map(np.concatenate, zip(excluded, own, strict=True))]
-        for lanes, table in tables.of_rows(rows):
+        for positions, table in tables.split_rows(rows):
             if (n_found := min(k, len(table.weight))) == 0:
                 continue
-            asked, skip = queries, excluded
-            if len(lanes) < len(rows):
-                asked = queries[torch.from_numpy(lanes).to(queries.device)]
-                skip = None if excluded is None else [excluded[lane] for lane in lanes]
-            if skip is not None and table.items is not None:
-                skip = [_positions(table.items, row) for row in skip]
-            best = top_k_excluding(asked.to(weight.dtype), table.weight, table.bias, n_found, skip, impl=impl)
+            table_queries, table_excluded = queries, excluded
+            if len(positions) < len(rows):
+                table_queries = queries[torch.from_numpy(positions).to(queries.device)]
+                table_excluded = None if excluded is None else [excluded[i] for i in positions]
+            if table_excluded is not None and table.items is not None:
+                table_excluded = [_find_positions(table.items, row) for row in table_excluded]
+            best = top_k_excluding(
+                table_queries.to(weight.dtype), table.weight, table.bias, n_found, table_excluded, impl=impl
+            )
             found_scores, found = (tensor.cpu().numpy() for tensor in best)
             if table.items is not None:
                 found = np.where(found < 0, -1, table.items[found])
-            scores[rows[lanes], :n_found], items[rows[lanes], :n_found] = found_scores, found
+            scores[rows[positions], :n_found], items[rows[positions], :n_found] = found_scores, found
 
     for batch in batches:
         map_parts("the recommendations", batch, search)
@@ -218,7 +220,8 @@ class _Tables:
     """The part of the output table that each row of a result is searched in.
 
     Each list of candidates is searched by itself, with the rows of the result that have it, so memory is limited by the
-    longest list. A native score does not depend on the other rows of a table, so it is that of the whole table.
+    longest list. A native kernel computes each score independently of the other rows of the table, so the score has
+    the same bits as in a search of the whole table.
 
     Args:
         weight, bias: the output table, without gradients.
@@ -235,26 +238,26 @@ class _Tables:
             if len(excluded):
                 self._lists = [items[~np.isin(items, excluded)] for items in self._lists]
             if len(self._lists) == 1:
-                self._shared = self._table_of(self._lists[0])
+                self._shared = self._make_table(self._lists[0])
             return
         if len(excluded):  # a score of -inf leaves an item out
             bias = weight.new_zeros(len(weight)) if bias is None else bias.clone()
             bias[torch.tensor(excluded, device=weight.device)] = -torch.inf
         self._shared = _Table(None, weight, bias)
 
-    def of_rows(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, _Table]]:
-        """Yield tables, each with the positions in `rows` of the rows that are searched in it, int64 [n >= 1]."""
+    def split_rows(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, _Table]]:
+        """Split `rows` by the table to search in. Yield positions in `rows`, int64 [n >= 1], and their table."""
         if self._shared is not None:
             yield np.arange(len(rows)), self._shared
             return
         assert self._candidates is not None
         list_of_row = self._candidates.list_of_row[rows]
         order = np.argsort(list_of_row, kind="stable")
-        for lanes in np.split(order, np.flatnonzero(np.diff(list_of_row[order])) + 1):
-            if len(lanes):
-                yield lanes, self._table_of(self._lists[list_of_row[lanes[0]]])
+        for positions in np.split(order, np.flatnonzero(np.diff(list_of_row[order])) + 1):
+            if len(positions):
+                yield positions, self._make_table(self._lists[list_of_row[positions[0]]])
 
-    def _table_of(self, items: np.ndarray) -> _Table:
+    def _make_table(self, items: np.ndarray) -> _Table:
         """Return the table of a list of candidates."""
         index = torch.tensor(items, device=self._weight.device)
         if 2 * len(items) <= len(self._weight):
@@ -266,8 +269,8 @@ class _Tables:
         return _Table(None, self._weight, masked)
 
 
-def _positions(items: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the positions in `items` [n >= 1], which are ascending, of the items in `wanted` that are among them."""
+def _find_positions(items: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the positions in `items` of those `wanted` items that it contains. `items` is ascending and not empty."""
     positions = np.minimum(np.searchsorted(items, wanted), len(items) - 1)
     return positions[items[positions] == wanted]
 

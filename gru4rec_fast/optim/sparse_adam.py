@@ -22,8 +22,8 @@ class SparseAdam(RowOptimizer):
     changes the weights and the running means m and s only of the rows that the gradient contains.
 
     For dense gradients, which torch.optim.SparseAdam does not accept, the formula is the same. torch.optim.Adam divides
-    s by 1 - beta2^t before it adds eps, so it equals this class with eps * sqrt(1 - beta2^t) in place of eps. The
-    gradients of tables must be sparse.
+    s by 1 - beta2^t before it adds eps, so it equals this class with eps * sqrt(1 - beta2^t) in place of eps.
+    Tables (parameters from which `gru4rec_fast.nn.gather_rows` gathered) must have sparse gradients.
 
     State of a parameter: `exp_avg` and `exp_avg_sq`, of the parameter's shape and dtype, and `step`, an int64 scalar on
     the CPU.

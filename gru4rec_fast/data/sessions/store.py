@@ -100,7 +100,7 @@ class SessionStore:
         return f"SessionStore({self.n_sessions:,} sessions, {self.n_events:,} events, {self.n_items:,} items)"
 
     def summary(self, *, notes: bool = True) -> str:
-        """Return the sizes of the store, what was removed when it was made, and `notes` on reading, as lines of text.
+        """Return lines of text: sizes of the store, what was removed when it was made, and (with `notes`) notes on ids.
 
         The notes say why ids of the log became strings, and from how many ids blanks were removed. They are about the
         whole log, also if the store is a part of it.
