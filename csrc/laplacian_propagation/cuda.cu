@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kPropagationThreads) node_scales_kernel(Propag
   for (int64_t node = global_thread(); node < args.n_nodes; node += all_threads()) {
     const int64_t begin = args.offsets[node], end = args.offsets[node + 1];
     GRF_DEVICE_CHECK(begin <= end && (node > 0 || begin == 0) && (node + 1 < args.n_nodes || end == args.n_entries),
-                     "offsets must begin with 0, never decrease, and end with the number of neighbors");
+                     "offsets must not decrease from 0 to the number of neighbors");
     const auto degree = static_cast<double>(end - begin + (args.adds_identity ? 1 : 0));
     const double exponents[2] = {args.row_exponent, args.column_exponent};
     for (int axis = 0; axis < 2; ++axis) {  // rows, columns

@@ -56,7 +56,7 @@ void check_arguments(const Tensor& features, const Submatrix& graph, const Propa
 void check_offsets(const Tensor& offsets, int64_t n_entries) {
   const int64_t *offset = offsets.const_data_ptr<int64_t>(), *end = offset + offsets.size(0);
   TORCH_CHECK_VALUE(offset[0] == 0 && end[-1] == n_entries && std::is_sorted(offset, end),
-                    "offsets must begin with 0, never decrease, and end with ", n_entries, ", the number of neighbors");
+                    "offsets must not decrease from 0 to ", n_entries, ", the number of neighbors");
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ SessionBatcher::EventRange SessionBatcher::session_events(int64_t order_index) c
 void SessionBatcher::read_state() {
   next_order_index_ = *cursor_.const_data_ptr<int64_t>();
   TORCH_CHECK_VALUE(next_order_index_ >= 0 && next_order_index_ <= order_length_, "cursor=", next_order_index_,
-                    ": must be in [0, ", order_length_, "]; order has ", order_length_, " sessions");
+                    ": must be in [0, ", order_length_, "], the length of order");
   const int64_t* order_indices = lane_session_.const_data_ptr<int64_t>();
   const int64_t* positions = lane_position_.const_data_ptr<int64_t>();
   lanes_.resize(lane_session_.numel());
@@ -43,7 +43,7 @@ void SessionBatcher::read_state() {
     const int64_t order_index = order_indices[i * lane_session_.stride(0)];
     const int64_t position = positions[i * lane_position_.stride(0)];
     TORCH_CHECK_VALUE(order_index >= -1 && order_index <= order_length_, "lane_session[", i, "]=", order_index,
-                      ": must be in [-1, ", order_length_, "]; order has ", order_length_, " sessions");
+                      ": must be in [-1, ", order_length_, "], the length of order");
     // The position of a lane without a session may be any number, so nothing is computed from it.
     lanes_[i] = {order_index, position, /*end=*/0};
     if (order_index == -1 || order_index == order_length_) continue;

@@ -198,7 +198,7 @@ def check_graph(offsets: Tensor, neighbors: Tensor, rows: Tensor | None) -> None
     """
     n_nodes, n_entries = offsets.shape[0] - 1, neighbors.shape[0]
     if int(offsets[0]) != 0 or int(offsets[-1]) != n_entries or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must begin with 0, never decrease, and end with {n_entries}, the number of neighbors")
+        raise ValueError(f"offsets must not decrease from 0 to {n_entries}, the number of neighbors")
     outside = (neighbors < 0) | (neighbors >= n_nodes)
     if rows is not None:
         outside &= is_read(rows, offsets, neighbors.shape[0])

@@ -105,7 +105,7 @@ def session_batch_reference(
     n_ordered = n_sessions if order is None else len(order)
     session, position, next_session = lane_session.tolist(), lane_position.tolist(), int(cursor)
     if not 0 <= next_session <= n_ordered:
-        raise ValueError(f"cursor={next_session}: must be in [0, {n_ordered}]; order has {n_ordered} sessions")
+        raise ValueError(f"cursor={next_session}: must be in [0, {n_ordered}], the length of order")
 
     def bounds(index: int) -> tuple[int, int]:
         """Return (start, end) of the session with this index in `order`; its events are items[start:end]."""
@@ -120,7 +120,7 @@ def session_batch_reference(
     session_end = [0] * n_lanes
     for lane, index in enumerate(session):
         if not -1 <= index <= n_ordered:
-            raise ValueError(f"lane_session[{lane}]={index}: must be in [-1, {n_ordered}]; order has {n_ordered} sessions")
+            raise ValueError(f"lane_session[{lane}]={index}: must be in [-1, {n_ordered}], the length of order")
         if 0 <= index < n_ordered:
             start, session_end[lane] = bounds(index)
             if not start <= position[lane] < session_end[lane]:

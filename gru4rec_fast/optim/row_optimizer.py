@@ -96,8 +96,8 @@ class RowOptimizer(torch.optim.Optimizer):
         """Raise ValueError if the parameter is a table, and a dense gradient would move rows that have no gradient."""
         if not grad.is_sparse and getattr(parameter, "is_table", False) and self.moves_all_rows(group):
             raise ValueError(
-                f"{type(self).__name__}: the gradient of a table of shape {[*parameter.shape]} is dense. It "
-                "would move all rows, also those without a gradient (momentum or running means), which gives other results and takes time in "
+                f"{type(self).__name__}: the gradient of a table of shape {[*parameter.shape]} is dense. Momentum or "
+                "running means would also move rows without a gradient, which gives other results and takes time in "
                 "proportion to the table: pass sparse=True to SessionNetwork and SampledLoss, or use an optimizer of "
                 "torch.optim"
             )
