@@ -106,10 +106,11 @@ class LeakDetector:
     torch's allocator, of the resident size of the process, and of the number of Python objects. If one of them grows
     steadily, the detector traces 128 steps by gc and tracemalloc, which makes them slower, and compares the Python
     objects and the allocation sites of the last 96. If this confirms a leak, it warns or raises an error, once. If not,
-    it traces again after twice as many steps. A leak that only the size of the process shows, e.g. of a C library, is
-    found once the process has grown by 8 MiB. The detector needs a constant amount of memory. On the CPU it counts the
-    allocations of the thread that entered the context. Without native kernels, that counter itself makes Python
-    objects, so a growth of Python objects alone is reported, but is not called a leak.
+    it traces again after twice as many steps. (In the first thousands of steps, the interpreter's free lists may be
+    what grows.) A leak that only the size of the process shows, e.g. of a C library, is found once the process has
+    grown by 8 MiB. The detector needs a constant amount of memory. On the CPU it counts the allocations of the thread
+    that entered the context. Without native kernels, that counter itself makes Python objects, so a growth of Python
+    objects alone is reported, but is not called a leak.
 
     Args:
         device: the device of the allocator.
