@@ -3,11 +3,14 @@
     python tools/compare_builds.py OLD NEW [--new-path FOLDER] [--impl native] [--only TEXT] [--keep FOLDER]
     python tools/compare_builds.py OLD NEW [--new-path FOLDER] --time [--only TEXT] [--rounds 7]
 
-OLD and NEW are the Python interpreters of two environments with the same torch and numpy. To compare the last release
+OLD and NEW are the Python interpreters of two environments with the same torch and numpy. To compare the last commit
 with the working tree:
 
-    python -m venv old && old/bin/pip install torch==2.13.0 && old/bin/pip install git+file://$PWD@2f7e07c
+    python -m venv old && old/bin/pip install torch==2.13.0 && old/bin/pip install git+file://$PWD@HEAD
     python tools/compare_builds.py old/bin/python .venv/bin/python --new-path .
+
+Version 0.1.0 is 2f7e07c. Some results have changed since: the last bits of the gradients of `gru` and of the loss top1
+and of scores, and what is computed from them (CHANGELOG.md).
 
 Each environment runs tools/build_cases.py of this checkout, once per implementation (native, reference, emulated) and
 instruction set. A case is one call of the package with fixed inputs. The cases cover every operator with its gradients
