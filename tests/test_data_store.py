@@ -73,6 +73,7 @@ def test_from_arrays_defaults() -> None:
         ({"items": [[0, 1, 1]]}, r"items must be a one-dimensional integer array, not int64 of shape \(1, 3\)"),
         ({"items": [0, -1, 1]}, r"items\[1\]=-1 is out of range"),
         ({"n_items": 1}, r"items\[1\]=1 is out of range: there are 1 items, counted from 0"),
+        ({"items": [214_536_502, 0, 1]}, "items: the largest index is 214536502, but there are only 3 values"),
         ({"vocabulary": Vocabulary(["x", "y"]), "n_items": 3}, "n_items=3, but there are 2 ids of items"),
         ({"start_times": [0, 1]}, r"start_times has shape \(2,\), but there are 1 sessions"),
         ({"session_ids": ["a", "b"]}, r"session_ids has shape \(2,\)"),

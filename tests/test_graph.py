@@ -389,6 +389,7 @@ def test_from_table_of_a_bad_table_is_an_error(table: dict[str, list[Any]], mess
         ({"users": [0, 1], "items": [0]}, "users has 2 elements, items has 1"),
         ({"users": [0, -1], "items": [0, 0]}, r"users\[1\]=-1 is out of range"),
         ({"users": [0, 3], "items": [0, 0], "n_users": 3}, r"users\[1\]=3 is out of range: there are 3 users"),
+        ({"users": [0, 1 << 20], "items": [0, 0]}, "users: the largest index is 1048576, but there are only 2 values"),
         ({"users": [0], "items": [5], "item_ids": Vocabulary([9])}, r"items\[0\]=5 is out of range"),
         ({"users": [0], "items": [0], "item_ids": Vocabulary([9]), "n_items": 2}, "n_items=2, but there are 1 ids"),
         ({"users": [0.5], "items": [0]}, "users must be a one-dimensional integer array, not float64"),

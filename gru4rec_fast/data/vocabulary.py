@@ -244,13 +244,17 @@ class Vocabulary:
         return cls(decode_ids(arrays))
 
 
+# Sizes up to this one are taken from the largest index, even if there are few indices.
+_MAX_INFERRED = 1 << 20
+
+
 def check_indices(
     values: ArrayLike, name: str, count: int | None, vocabulary: Vocabulary | None
 ) -> tuple[np.ndarray, int]:
     """Return indices of users or items as int64, and the number of users or items.
 
     `name` is "users" or "items". Their number is `count`, or `len(vocabulary)`, or else the largest index + 1. Raises
-    ValueError if an index is out of range, or if `count` and `vocabulary` disagree.
+    ValueError if an index is out of range, if `count` and `vocabulary` disagree, or if the values look like ids.
     """
     array = as_indices(values, name)
     if vocabulary is not None and count not in (None, len(vocabulary)):
@@ -259,6 +263,11 @@ def check_indices(
         count = len(vocabulary)
     elif count is None:
         count = int(array.max()) + 1 if len(array) else 0
+        if count > max(_MAX_INFERRED, 100 * len(array)):
+            raise ValueError(
+                f"{name}: the largest index is {count - 1}, but there are only {len(array)} values: for indices, give "
+                f"n_{name}; ids are numbered by SessionStore.from_events or InteractionGraph.from_table"
+            )
     if len(array) and (array.min() < 0 or array.max() >= count):
         i = int(((array < 0) | (array >= count)).argmax())
         raise ValueError(f"{name}[{i}]={array[i]} is out of range: there are {count} {name}, counted from 0")
