@@ -9,8 +9,8 @@ with the working tree:
     python -m venv old && old/bin/pip install torch==2.13.0 && old/bin/pip install git+file://$PWD@HEAD
     python tools/compare_builds.py old/bin/python .venv/bin/python --new-path .
 
-Version 0.1.0 is 2f7e07c. Some results have changed since: the last bits of the gradients of `gru` and of the loss top1
-and of scores, and what is computed from them (CHANGELOG.md).
+Version 0.1.0 is 2f7e07c. Since then the last bits of some results have changed: gradients of `gru`, the losses bpr and
+top1, scores of sessions, and training by autograd, which computes the score of a repeated negative once (CHANGELOG.md).
 
 Each environment runs tools/build_cases.py of this checkout, once per implementation (native, reference, emulated) and
 instruction set. A case is one call of the package with fixed inputs. The cases cover every operator with its gradients
