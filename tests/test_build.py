@@ -70,7 +70,8 @@ class Installation:
             if path.parent.name != "common":  # schema.cpp calls every_operator.cpp
                 path.unlink()
         lines = (csrc / "bindings.cpp").read_text().splitlines(keepends=True)
-        (csrc / "bindings.cpp").write_text("".join(line for line in lines if "training" not in line))
+        kept = [line for line in lines if "grf::bind_" not in line and "/bindings.h" not in line]
+        (csrc / "bindings.cpp").write_text("".join(kept))
 
     def environment(self, **changes: str | None) -> Environment:
         """Return os.environ without variables that affect builds, updated by `changes` (None removes a variable)."""

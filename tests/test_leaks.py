@@ -39,6 +39,9 @@ class ResidentSize(SilentProgress):
 
 
 N_STEPS = {"fused": 100_000, "autograd": 6_000}  # fewer of the slower autograd steps
+fused_and_slow_autograd = pytest.mark.parametrize(
+    "training_impl", ["fused", pytest.param("autograd", marks=pytest.mark.slow)]
+)
 
 
 def growth_per_step(training_impl: str, after_block: Callable[[int], object] = lambda _: None) -> float:
@@ -58,12 +61,12 @@ def growth_per_step(training_impl: str, after_block: Callable[[int], object] = l
     return growth(sizes.samples) / (trainer.position.step / n_epochs)
 
 
-@pytest.mark.parametrize("training_impl", N_STEPS)
+@fused_and_slow_autograd
 def test_training_steps_do_not_leak(training_impl: str) -> None:
     assert growth_per_step(training_impl) < BYTES_PER_STEP
 
 
-@pytest.mark.parametrize("training_impl", ["fused", pytest.param("autograd", marks=pytest.mark.slow)])
+@fused_and_slow_autograd
 def test_small_leak_in_training_is_detected(training_impl: str) -> None:
     """Each event leaks a tensor of 64 bytes, so a step of several events leaks more."""
     leaked: list[torch.Tensor] = []
