@@ -208,8 +208,8 @@ def test_parameters_set_after_a_fit_are_not_saved(tmp_path: Path):
 
 
 def test_an_unknown_column_argument_is_an_error(fitted: GRU4Rec):
-    for call in (small_model().fit, fitted.evaluate):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'user_key'"):
+    for call in (small_model().fit, fitted.partial_fit, fitted.evaluate):
+        with pytest.raises(TypeError, match="unknown argument 'user_key'; the arguments that name columns"):
             call(STORE, user_key="UserId")  # type: ignore[operator]
 
 

@@ -246,6 +246,32 @@ def test_attach_without_submodules_and_twice() -> None:
     assert calls == {"Net.forward": 2, "Net.backward": 1}
 
 
+@needs_native
+def test_a_forward_pass_without_backward_frees_what_autograd_saved() -> None:
+    """ReLU saves its own output."""
+    module, profiler = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), MemoryProfiler()
+    profiler.attach(module)
+    live = []
+    with profiler:
+        for _ in range(3):
+            module(torch.ones(4, 8))
+            live.append(profiler.live_bytes())
+    assert live[0] == live[1] == live[2]
+
+
+def test_second_derivatives_are_the_same_with_hooks() -> None:
+    results = []
+    for attached in (False, True):
+        torch.manual_seed(0)
+        module, profiler = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)), MemoryProfiler()
+        if attached:
+            profiler.attach(module)
+        x = torch.ones(2, 3, requires_grad=True)
+        (first,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(first.pow(2).sum(), x)[0])
+    assert torch.equal(*results) and results[0].any()
+
+
 def test_gradients_are_the_same_with_hooks() -> None:
     gradients = []
     for attached in (False, True):

@@ -77,10 +77,14 @@ def test_the_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pytest.Mo
     (parameters,), (session,) = blocks(page, "toml"), blocks(page, "json")
     Path("parameters.toml").write_text(parameters)
     section_on_sessions = page.partition("## Graph models")[0]
+    # Ten days of sessions.
+    clicks = [f"{v},p{(7 * v + i) % 60},{86_400 * (v // 20) + 60 * v + i}" for v in range(200) for i in range(4)]
+    Path("clicks.csv").write_text("\n".join(["visitor,product,ts", *clicks]))
     commands = [*shown_commands(section_on_sessions), ["train", "train.tsv", "--params", "parameters.toml"]]
-    assert len(commands) == 2
+    assert [command[0] for command in commands] == ["prepare", "train", "train", "train"]
     for command in commands:
-        ran = cli(*command, "--n-epochs", "1", "--threads", "1", "--out", "run")
+        options = ["--n-epochs", "1", "--threads", "1", "--out", "run"] if command[0] == "train" else []
+        ran = cli(*command, *options)
         assert ran.exit_code == 0, ran.stderr
     Path("sessions.jsonl").write_text(session)
     assert "the model was not trained on item 214536502" in cli("recommend", "run", "sessions.jsonl").error_line

@@ -83,8 +83,8 @@ def read_ids(path: Path, vocabulary: Vocabulary, skip_unknown: bool, kind: str) 
         if not vocabulary.holds_strings and not text.lstrip("-").isdigit():
             raise ValueError(f"{path}, line {line_number}: {text!r} is no {kind} id; the model's ids are integers")
         raise ValueError(
-            f"{path}, line {line_number}: the model was not trained on {kind} {_quoted(text, vocabulary)}; "
-            f"--skip-unknown skips such {kind}s"
+            f"{path}, line {line_number}: the model was not trained on {kind} {_quoted(text, vocabulary)} (a line "
+            f"is one id); --skip-unknown skips such {kind}s"
         )
     if not known.any():
         raise ValueError(f"{path}: the model was trained on none of these {kind}s")

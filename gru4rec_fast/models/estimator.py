@@ -21,7 +21,7 @@ from gru4rec_fast.models.builders import build_trainer, find_device
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import TRAINING_LOSS
 from gru4rec_fast.nn.step_counter import StepCounter
-from gru4rec_fast.profiling import PeakMemory, process_baseline
+from gru4rec_fast.profiling.device_memory import peak_of_training
 from gru4rec_fast.training import (
     Callback,
     Checkpoint,
@@ -84,6 +84,7 @@ class Estimator(Parameters):
     _validation_metrics: ClassVar[tuple[str, ...]]  # metrics of a validation, without their cut-off
     _progress_unit: ClassVar[str] = "events"  # what the progress counts
     _ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
+    _column_arguments: ClassVar[tuple[str, ...]]  # arguments that name the columns of a table
     network: StepCounter | None
 
     # Compare models by identity; the parameter dataclasses would compare them by their parameters.
@@ -142,7 +143,8 @@ class Estimator(Parameters):
             An error before the training starts, which is before `on_fit_start` of the callbacks, leaves the model
             unchanged.
         """
-        peak = process_baseline() or PeakMemory()
+        self._check_columns(columns)
+        peak = peak_of_training()
         model = type(self)(**self.get_params())  # a second model, so that an error leaves this model unchanged
         model._check_patience(validation)
         if checkpoint_every is not None and out is None:
@@ -228,7 +230,8 @@ class Estimator(Parameters):
                 being fitted in another thread. TrainingInterrupted, TrainingDiverged: see
                 `gru4rec_fast.training.Trainer.run`.
         """
-        peak = process_baseline() or PeakMemory()
+        self._check_columns(columns)
+        peak = peak_of_training()
         self._network_to_change()
         check_at_least(1, n_epochs=n_epochs)
         if not 0 < shrink <= 1:
@@ -349,6 +352,13 @@ class Estimator(Parameters):
             # The seed that was drawn, if the parameter is None.
             "parameters": self.to_dict() | ({} if self.network is None else {"seed": self._fitted_network().seed}),
         }
+
+    def _check_columns(self, columns: Iterable[str]) -> None:
+        """Raise TypeError for an argument that does not name a column."""
+        for name in columns:
+            if name not in self._column_arguments:
+                known = ", ".join(self._column_arguments)
+                raise TypeError(f"unknown argument {name!r}; the arguments that name columns of a table are {known}")
 
     # Methods that each estimator implements.
 

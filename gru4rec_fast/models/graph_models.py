@@ -44,6 +44,7 @@ class GraphRecommender(Estimator, GraphParameters):
 
     _validation_metrics = ("recall", "ndcg")
     _ids_name = "graph"
+    _column_arguments = ("user_key", "item_key")
     _progress_unit = "triples"
     network: GraphNetwork | None
 
@@ -75,6 +76,7 @@ class GraphRecommender(Estimator, GraphParameters):
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
             columns: names of columns, as in `fit`.
         """
+        self._check_columns(columns)
         impl = impl or self.impl
         graph, final = self._graph_and_embeddings(impl)
         test = self._open(data, **columns)

@@ -58,6 +58,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     file_format = "gru4rec_fast.GRU4Rec/2"
     _validation_metrics = ("recall", "mrr")
     _ids_name = "catalogue of items"  # for the error "... was trained on another catalogue of items"
+    _column_arguments = ("session_key", "item_key", "time_key")
     network: SessionNetwork | None
 
     def __post_init__(self) -> None:
@@ -147,6 +148,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
             columns: names of columns, as in `fit`.
         """
+        self._check_columns(columns)
         network, impl = self._evaluation_view(impl), impl or self.impl
         if baselines and self.support is None:
             raise ValueError("baselines=True needs the support of the items: give support= to from_network")

@@ -84,6 +84,8 @@ def register_gradient(
                 f'{op}: its gradient is not differentiable (create_graph=True); use impl="reference" instead'
             )
         grads = backward(ctx, *grad_outputs)
+        if not isinstance(grads, tuple) or len(grads) != len(ctx.needs_input_grad):
+            raise TypeError(f"{op}: its backward must return a tuple of {len(ctx.needs_input_grad)} gradients or None")
         for i, (needed, grad) in enumerate(zip(ctx.needs_input_grad, grads, strict=True)):
             if needed and grad is None and any(g is not None for g in grads):
                 name = getattr(getattr(torch.ops, library), op).default._schema.arguments[i].name

@@ -18,7 +18,7 @@ class ModuleHooks:
     """The hooks of a module and, with `recurse`, of its submodules; see `MemoryProfiler.attach`.
 
     The activations of a forward pass are the tensors that autograd saves between its begin and its end, without the
-    parameters. The hooks of saved tensors count them and return them unchanged.
+    parameters. The hooks of saved tensors count them and do not change their values.
     """
 
     def __init__(
@@ -94,7 +94,9 @@ class ModuleHooks:
             if storage.data_ptr() not in self._seen:
                 self._seen.add(storage.data_ptr())
                 self._saved_bytes += storage.nbytes()
-        return tensor
+        # An operation may save its own output. The output refers to the operation, so keeping it here would be a cycle
+        # that nothing frees if there is no backward pass.
+        return tensor.detach()
 
     def remove(self) -> None:
         """Remove all hooks."""
