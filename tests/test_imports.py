@@ -270,6 +270,14 @@ def test_using_a_public_name_imports_no_slow_module(name: str) -> None:
     assert SLOW_MODULES.isdisjoint(modules)
 
 
+def test_the_memory_of_a_training_is_measured_after_torch_has_loaded_its_optimizers() -> None:
+    modules = run_python(
+        "import torch, gru4rec_fast\nfrom gru4rec_fast.profiling import set_baseline\nset_baseline()\n"
+        "before = set(sys.modules)\ntorch.optim.Adam([torch.zeros(1)])\nprint(*(set(sys.modules) - before))"
+    ).split()
+    assert modules == []
+
+
 @pytest.mark.parametrize("module", ["models.parameters", "models.parameter_text", "cli.train"])
 def test_parameters_and_commands_are_imported_without_torch(module: str) -> None:
     names = run_python(f"import sys, gru4rec_fast.{module}\nprint(*sys.modules)").split()
