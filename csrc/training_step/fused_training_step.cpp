@@ -394,7 +394,7 @@ class StepImpl final : public FusedTrainingStep {
   // Updates the parameters. compute_gradients must have run for all blocks of the update.
   void update(const AdagradOptions<T>& options) {
     begin_phase("update");
-    ++n_begun_;
+    n_begun_.fetch_add(1, std::memory_order_relaxed);
     change_weights([&] {
       if (single_step_) {
         stack_.compute_gradients_and_update(options);

@@ -110,10 +110,10 @@ class FusedTrainingStep {
                         int64_t n_tiles, const std::function<void()>& poll, const PhaseListener& on_phase) = 0;
 
   // The number of updates that have begun to change the weights.
-  int64_t n_begun() const { return n_begun_; }
+  int64_t n_begun() const { return n_begun_.load(std::memory_order_relaxed); }
 
  protected:
-  int64_t n_begun_ = 0;
+  std::atomic<int64_t> n_begun_{0};  // another thread may read it while an update runs
 
  private:
   std::atomic<bool> busy_{false};
