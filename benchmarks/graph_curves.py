@@ -27,7 +27,7 @@ from gru4rec_fast.data import InteractionGraph, TripleSampler
 from gru4rec_fast.evaluation import evaluate_graph
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
-Record = dict[str, float]  # of an epoch: its number, loss, recall@20, ndcg@20 and seconds
+Record = dict[str, float]  # an epoch's number, loss, recall@20, ndcg@20 and seconds
 
 
 def package_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
@@ -71,7 +71,7 @@ def main() -> None:
     """Train, print a line per epoch, and write the records to the file given by --out, if any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["ngcf", "lightgcn"])
-    parser.add_argument("side", choices=["package", "naive"])
+    parser.add_argument("side", choices=["package", "naive"], help="the implementation to train")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--adjacency", default=None, help="for ngcf: paper (default) or norm")
     parser.add_argument("--batch-size", type=int, default=None)

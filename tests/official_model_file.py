@@ -84,7 +84,7 @@ class GRU4RecModel(nn.Module):
 
 
 class SampleCache:
-    """Has the negatives that are drawn in advance, which are not read."""
+    """Has the negatives that are drawn in advance. The importer does not read them."""
 
 
 class SessionDataIterator:
@@ -95,7 +95,7 @@ class GRU4Rec:
     """Has the parameters, `model` and `data_iterator`."""
 
     def xe_loss_with_softmax(self) -> None:
-        """Stand for the loss: a bound method is among the attributes."""
+        """Do nothing: an official model has its loss function, a bound method, as an attribute."""
 
 
 _MODULE = types.ModuleType("gru4rec_pytorch")

@@ -416,7 +416,7 @@ def test_a_fit_that_fails_before_training_does_not_change_the_model(tmp_path: Pa
 
 
 def test_fit_writes_the_model_to_the_run_folder_when_the_training_has_ended(tmp_path: Path):
-    """Also after a process was killed between its last checkpoint and the model."""
+    """A resumed training writes it, too, if a process was killed after its last checkpoint."""
     model = small_model(n_epochs=2).fit(STORE, out=tmp_path, progress=False)
     path = tmp_path / "model.safetensors"
     assert GRU4Rec.load(path).history == model.history
@@ -429,7 +429,7 @@ def test_fit_writes_the_model_to_the_run_folder_when_the_training_has_ended(tmp_
     assert path.read_bytes() == (tmp_path / "best.safetensors").read_bytes()
     assert len(GRU4Rec.load(path).history) == model.best_epoch
     written = path.read_bytes()
-    small_model(n_epochs=3).fit(STORE, out=tmp_path, resume=True, progress=False)  # selects no epoch; nothing is left
+    small_model(n_epochs=3).fit(STORE, out=tmp_path, resume=True, progress=False)  # no epoch is left to train
     assert path.read_bytes() == written
     with pytest.raises(FileNotFoundError, match=r"best\.safetensors, model\.safetensors"):
         GRU4Rec.load(tmp_path)

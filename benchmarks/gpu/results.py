@@ -35,7 +35,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def merge(results: dict[str, Any], stage_results: dict[str, Any]) -> None:
-    """Add the results of a process to `results`, in-place.
+    """Add the results of a stage (a process that call.py starts) to `results`, in-place.
 
     Lists are appended, dictionaries are merged recursively, other values are replaced. In the list "rows", a row
     replaces an earlier row with the same name, the value of the key "row".

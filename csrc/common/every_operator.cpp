@@ -20,7 +20,7 @@ using c10::DispatchKey;
 using c10::DispatchKeySet;
 using torch::jit::Stack;
 
-// A tensor among the arguments of a call. A list of tensors has one for each element. Points into the stack.
+// A tensor argument of a call, or an element of an argument that is a list of tensors. `tensor` points into the stack.
 struct TensorArgument {
   const at::Tensor* tensor;
   const c10::Argument* argument;
@@ -137,7 +137,7 @@ void increment_versions(const c10::OperatorHandle& op, DispatchKeySet keys, Stac
     if (argument.is_written()) written.push_back(*argument.tensor);
   }
   for (const at::Tensor& tensor : written) {
-    // Before the update, so that nothing is written: torch's error for an inference tensor outside of inference mode.
+    // For an inference tensor outside of inference mode, bump_version raises torch's error, here before the update.
     if (tensor.is_inference() && !c10::InferenceMode::is_enabled()) tensor.unsafeGetTensorImpl()->bump_version();
   }
   {

@@ -15,8 +15,8 @@ namespace grf {
 namespace {
 
 // The alias table has a column per item, with a threshold and an alias (another item). An item's mass is its
-// probability in units of 1 / (n_items * kColumnMass). Every column has the mass kColumnMass: the mass `threshold` is
-// that of the column's own item, and the rest is that of the alias.
+// probability in units of 1 / (n_items * kColumnMass). Every column has the mass kColumnMass, of which the part
+// `threshold` belongs to the column's own item, and the rest to the alias.
 constexpr int64_t kColumnMass = int64_t{1} << 31;
 
 // Raises ValueError unless `tensor` has one value of type `dtype` for each item.

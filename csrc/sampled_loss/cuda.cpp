@@ -54,8 +54,8 @@ Tensor score_offsets(const LossTensors& args, const at::TensorOptions& options, 
   return offsets;
 }
 
-// Returns the number of rows of a chunk. A chunk fits into kScoreBytes or has kMinScoreRows rows, and all chunks have
-// about the same size.
+// Returns the number of rows of a chunk. A chunk fits into kScoreBytes or has at most kMinScoreRows rows. All chunks
+// have about the same size.
 int64_t chunk_rows(int64_t m, int64_t row_bytes) {
   const int64_t max_rows = std::max(kScoreBytes / row_bytes, kMinScoreRows);
   const int64_t chunks = std::max((m + max_rows - 1) / max_rows, int64_t{1});
@@ -69,7 +69,7 @@ void run_in_chunks(const LossTensors& args, const LossOptions<T>& options, LossR
   const cudaStream_t stream = current_stream(args.hidden.device());
   const at::TensorOptions operand_options = args.hidden.options(), sum_options = results.hidden.options();
   const int64_t m = args.m(), n = args.n(), columns = args.columns();
-  constexpr int64_t multiple = in_place ? 4 : 8;  // elements: rows start at multiples of 16 bytes or more
+  constexpr int64_t multiple = in_place ? 4 : 8;  // in elements; aligns rows to at least 16 bytes
   const int64_t stride = std::max((columns + multiple - 1) / multiple, int64_t{1}) * multiple;
   const int64_t chunk = chunk_rows(m, stride * static_cast<int64_t>(sizeof(T) + (in_place ? 0 : sizeof(Operand))));
   const Tensor offsets = score_offsets<T>(args, sum_options, stream);

@@ -37,7 +37,7 @@ struct LossOptions {
 namespace cuda {
 
 // kScoreBytes      the maximum size of a chunk of rows of the score matrix; only one chunk exists at a time
-// kMinScoreRows    the minimum number of rows of a chunk, which may then be larger than kScoreBytes
+// kMinScoreRows    a chunk may have this many rows, even if it is then larger than kScoreBytes
 // kSharedRowBytes  the longest row that a block keeps in shared memory
 // kLossThreads     the number of threads of a block
 #ifdef GRF_EMULATED
@@ -89,7 +89,7 @@ struct ScoreRows {
   int64_t stride;                          // elements from row to row of scores and grads
   T* scores;                               // [n_rows, stride]: the matrix product; overwritten
   Operand* grads;                          // [n_rows, stride], written; may be the same memory as `scores`
-  T* losses;                               // [M], written, times options.scale
+  T* losses;                               // [M], written; includes the factor options.scale
   T *grad_hidden, *grad_rows, *grad_bias;  // written without in_batch: the gradients through the own target's score
 
   // Returns the number of columns.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def refuse_unused_options(log_format: LogFormat, is_graph_model: bool, *paths: Path | None) -> None:
-    """Raise ValueError for an option of the log format that has no effect when the paths that are not None are read."""
+    """Raise ValueError for an option of the log format that has no effect on reading `paths`; None is no path."""
     from gru4rec_fast._atomic_writes import is_folder
 
     kind = "interactions" if is_graph_model else "sessions"

@@ -78,8 +78,8 @@ def recommend(
 ) -> None:
     """Recommend the next items of every session in a file, or items to every user, best first.
 
-    The TSV has one row per recommended item: session (user), rank, item, score. Sessions are ordered by their
-    first event, users as in their file.
+    The TSV has one row per recommended item: session (user), rank, item, score. Sessions of a log are ordered by
+    their first event; users and sessions of JSON lines are ordered as in their file.
 
     Example: gru4rec-fast recommend run live_sessions.tsv --k 10 --exclude-seen --out recommended.tsv
     """
@@ -105,8 +105,8 @@ def _read_queries(
 ) -> Sessions | Users:
     """Return the sessions in a file, or the users if the model is a graph model.
 
-    Raises ValueError for an option of the log format that has no effect, also in the header of the results, which JSON
-    lines do not have.
+    Raises ValueError for an option of the log format that has no effect. Names of columns have an effect on the header
+    of a TSV, even if no log is read.
     """
     from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.models import GRU4Rec

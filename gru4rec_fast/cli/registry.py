@@ -24,7 +24,7 @@ _ESTIMATORS = {GRU4REC: "GRU4Rec", "ngcf": "NGCF", "lightgcn": "LightGCN"}
 
 
 def parameter_class(name: str, option: str = "--model") -> type[Parameters]:
-    """Return the parameter class of a model; ValueError, with the option that has the name, for an unknown name."""
+    """Return the parameter class of a model. For an unknown name, raise a ValueError that names `option`."""
     if name not in PARAMETERS:
         raise ValueError(f"{option} {name}: choose one of {', '.join(PARAMETERS)}")
     return PARAMETERS[name]

@@ -34,7 +34,7 @@ except ImportError as error:
         f"{error}; gru4rec_fast.integrations.rectools needs RecTools: pip install torch, then 'rectools[torch]'"
     ) from error
 
-# Names of RecTools for the cross-entropy of the softmax, which is computed over the sampled negatives here.
+# RecTools' names of losses that are the cross-entropy over the target and the sampled negatives here.
 _RECTOOLS_LOSSES = {"softmax": "cross-entropy", "sampled_softmax": "cross-entropy"}
 _SAVED = "gru4rec_fast_negatives"  # entry of a checkpoint: seed and number of draws
 _FIRST_VALIDATION_STEP = 1 << 31  # validation draws other negatives than training, but the same in each epoch
@@ -70,10 +70,10 @@ class SampledLossModule(Seeded, TransformerLightningModule):
             updates only the rows of a mini-batch; so time and memory of a step do not depend on the catalogue.
         seed: seed of the negatives; None draws one from torch's CPU generator, which `seed_everything` seeds.
         impl: "auto", "native" or "reference".
-        rectools: what RecTools passes; of its own `lightning_module_kwargs`, logits_t.
+        rectools: arguments that RecTools passes, and logits_t (temperature) of lightning_module_kwargs.
 
     Raises:
-        TypeError: an entry of lightning_module_kwargs is unknown, or the scores are no dot products.
+        TypeError: an entry of lightning_module_kwargs is unknown, or the scores are neither dot products nor cosines.
         ValueError: an argument is out of range; the message names it.
     """
 
@@ -135,7 +135,7 @@ class SampledLossModule(Seeded, TransformerLightningModule):
                     module.sparse = True
         self.impl = impl
         self.set_seed(seed)
-        self.n_draws = 0  # training steps so far; not global_step, which gradient accumulation repeats
+        self.n_draws = 0  # mini-batches so far; global_step counts updates, which may accumulate several
 
     @staticmethod
     def requires_negatives(loss: str) -> bool:

@@ -83,7 +83,7 @@ class Estimator(Parameters):
     """Format of the model's files, with its version."""
     _validation_metrics: ClassVar[tuple[str, ...]]  # metrics of a validation, without their cut-off
     _progress_unit: ClassVar[str] = "events"  # what the progress counts
-    _ids_name: ClassVar[str]  # what the ids of the training data are, for an error message
+    _ids_name: ClassVar[str]  # name of the training data's ids in the error "... was trained on another ..."
     _column_arguments: ClassVar[tuple[str, ...]]  # arguments that name the columns of a table
     network: StepCounter | None
 
@@ -98,7 +98,7 @@ class Estimator(Parameters):
         self.best_epoch: int | None = None
         self.peak_memory_bytes = 0
         self._fitted_parameters: dict[str, Any] = {}
-        self._accumulator_maxima: dict[str, torch.Tensor] = {}  # of the optimizer, see `accumulator_maxima`
+        self._accumulator_maxima: dict[str, torch.Tensor] = {}  # see the function `accumulator_maxima`
         self._is_fitting = False  # whether a `fit` of this model, perhaps in another thread, is changing the weights
 
     def fit(
@@ -140,8 +140,7 @@ class Estimator(Parameters):
         Raises:
             ValueError: bad input; the message names it. CheckpointError: the checkpoint has other parameters or data.
             TrainingInterrupted, TrainingDiverged, OSError: see `gru4rec_fast.training.Trainer.run`.
-            An error before the training starts, which is before `on_fit_start` of the callbacks, leaves the model
-            unchanged.
+            The training starts with `on_fit_start` of the callbacks. An earlier error leaves the model unchanged.
         """
         self._check_columns(columns)
         peak = peak_of_training()
@@ -163,7 +162,7 @@ class Estimator(Parameters):
             template = model._checkpoint_template()
             checkpoint = None if checkpoint_path is None else model._checkpoint_to_resume(checkpoint_path, template)
             if checkpoint is not None:
-                with damage_as_checkpoint_error(checkpoint_path):  # the runner, built below, has the same seed
+                with damage_as_checkpoint_error(checkpoint_path):  # before the runner, which takes the network's seed
                     network.restore_seed(_saved_seed(checkpoint))
             trainer = build_trainer(
                 model,
@@ -206,9 +205,9 @@ class Estimator(Parameters):
 
         GRU4Rec trains on the new events only. Items that it does not have are appended to its catalogue as by
         `extend_items`. Negatives are sampled from the new events, which are then added to `support`. Adagrad continues
-        with the maximum of its accumulator in each row, which every file of a model has, and without velocity. A model
-        of `from_network`, of version 0.1 or of the official code has no such maxima: it learns with the large steps
-        of a new training, and forgets more of the old data.
+        with the maximum of its accumulator in each row, which is saved with the model, and without velocity. Models of
+        `from_network`, of version 0.1 and of the official code have no such maxima: they learn with the large steps of
+        a new training, and forget more of the old data.
 
         Graph models add the new interactions to their graph, append new users and items as by `extend_users` and
         `extend_items`, and train on the whole graph, with a new Adam.
@@ -218,12 +217,12 @@ class Estimator(Parameters):
         unchanged.
 
         Args:
-            data: new data, in the forms of `fit`; of sessions that have gone on since, all events or the new ones.
+            data: new data, in the forms of `fit`. Sessions that continue may have all or only the new events.
             validation, callbacks, progress, columns: see `fit`.
             n_epochs: number of passes over the data; None is the parameter `n_epochs`.
             shrink: factor in (0, 1] by which all weights are multiplied first. Weights that have converged on the old
                 data learn less from the new data (Ash & Adams, "On Warm-Starting Neural Network Training", NeurIPS
-                2020). 0.8 suits as much new data as old; it was not tried with other shares.
+                2020). 0.8 suits as much new data as old; other ratios were not tried.
 
         Raises:
             ValueError, TypeError: bad input; the message names it. RuntimeError: the model is not fitted, or is
@@ -349,7 +348,7 @@ class Estimator(Parameters):
             "epochs": self.history,
             "peak_memory_bytes": self.peak_memory_bytes,
             "build": build_info(),
-            # The seed that was drawn, if the parameter is None.
+            # If the parameter `seed` is None, the seed that was drawn.
             "parameters": self.to_dict() | ({} if self.network is None else {"seed": self._fitted_network().seed}),
         }
 
@@ -363,7 +362,7 @@ class Estimator(Parameters):
     # Methods that each estimator implements.
 
     def _open(self, data: Any, **columns: str) -> Any:
-        """Return the data as a store or graph, with the indices of the training data if its ids are set."""
+        """Return the data as a store or graph; with the indices of the training data, once the training ids are set."""
         raise NotImplementedError
 
     def _open_and_extend(self, data: Any, **columns: str) -> Any:
@@ -386,7 +385,7 @@ class Estimator(Parameters):
         raise NotImplementedError
 
     def _sizes_of_tensors(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Return the parameters that determine the sizes of the network, by the shapes of a checkpoint's tensors."""
+        """Return the parameters that determine the sizes of the network, computed from the tensors of a checkpoint."""
         raise NotImplementedError
 
     def _build_network(self) -> StepCounter:

@@ -22,7 +22,7 @@ from gru4rec_fast.models.parameters import (
 
 _INT64 = 8
 _QUERIES_PER_CALL = 512  # hidden states per call of the network in evaluate_sessions on the CPU
-_SESSIONS_PER_SORT = 1 << 16
+_SESSIONS_PER_SORT = 1 << 16  # sessions that evaluate_sessions sorts by length at a time
 _PADDED_BYTES = 8 << 20  # limit of the padded lists of seen items in evaluate_graph
 _REFERENCE_SCORES = 1 << 22  # scores per chunk of the ranking with impl="reference"
 _MAX_SEARCHED, _MAX_SELECTED = 0.4, 0.7  # limits of GraphNetwork.neighborhoods
@@ -40,7 +40,7 @@ class MemoryEstimate:
         gradients: dense gradients that exist between two steps (graph models).
         ids: copies of ids, supports and edges during `fit`, and the alias table that draws negatives.
         workspace: buffers of the fused step, which exist during the whole training.
-        activations: what forward and backward by autograd need beyond that.
+        activations: what forward and backward by autograd need in addition to the above.
         evaluation: what an evaluation needs beyond the parameters.
         evaluation_batch_size: the `batch_size` of that evaluation.
         n_parts: number of parts in which an update computes its loss, for `profiling.oom_guard(n_parts=)`.
@@ -86,7 +86,7 @@ class MemoryEstimate:
         return asdict(self) | {name: getattr(self, name) for name in sums}
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the name of each attribute and sum with its size in MiB, for a table."""
+        """Return the name and the value of each attribute and sum, for a table; bytes are given in MiB."""
         return [
             (name, f"{value:,}" if name in ("evaluation_batch_size", "n_parts") else f"{value / 2**20:,.1f} MiB")
             for name, value in self.to_dict().items()
@@ -116,7 +116,7 @@ def estimate_memory(
         model.evaluate(test, batch_size=chosen.evaluation_batch_size)
 
     The training data, which may be memory-mapped, and files of `out=` are not counted. With `only_needed`, the nodes
-    that a mini-batch needs are estimated for a graph whose edges are equally likely.
+    that a mini-batch needs are estimated as for a random graph.
 
     Args:
         parameters: the parameters of a model, or a model.
@@ -125,7 +125,7 @@ def estimate_memory(
         batch_size: batch size of the evaluation; None: the default of `evaluate`.
         cutoff: largest cut-off of the evaluation.
         memory_budget: bytes that an `evaluate` and the training of a GRU4Rec may use, parameters included. The batch
-            size of the evaluation is halved, and the number of parts of an update is doubled, until they are enough.
+            size of the evaluation is halved, and the number of parts of an update is doubled, until both fit.
             Both change results at most by rounding errors. If no number of parts is enough, `training` is above the
             budget. None: no limit.
 
@@ -185,7 +185,7 @@ def _estimate_sessions(p: GRU4RecParameters, n_items: int, batch_size: int, n_pa
         has_bias_hh = p.gru_form == "reset_after" and not is_one_hot
         gru += 3 * hidden * (hidden + (0 if is_one_hot else width) + (2 if has_bias_hh else 1))
     parameters = size * (tables + gru)
-    # The ids and the support are stored for the model's file, and the support again in the model.
+    # The ids and the support are stored for the model's file, and the support again in the model. 20: alias table.
     ids = 3 * _INT64 * n_items + (20 * n_items if p.n_sample else 0) + (size * n_items if p.logq else 0)
     is_fused = p.fused and p.impl != "reference"
     step = size * _step_elements(p, n_items, input_widths, gru, is_fused, n_parts)
@@ -215,7 +215,7 @@ def _step_elements(
     # outputs (H).
     elements = rows * sum(14 * h + (h if p.dropout_p_hidden else 0) for h in p.layers) + rows * sum(input_widths)
     elements += rows * (input_widths[0] * (2 if p.dropout_p_embed else 1) + hidden)  # inputs, mask, gradient of outputs
-    # OutputTable: rows of the columns, scores. The number of distinct negatives is that of a uniform draw.
+    # OutputTable: rows of targets and negatives, scores. The number of distinct negatives is that of a uniform draw.
     columns = p.batch_size + round(n_items * -math.expm1(-p.n_sample / n_items))
     elements += columns * hidden + -(-p.batch_size // n_parts) * columns
     if not is_fused:  # rows, their gradients, and the sums of the gradients of all steps
@@ -241,14 +241,14 @@ def _estimate_graph(
     is_complete = min(fractions) == 1
     if isinstance(p, NGCFParameters):
         columns = _ngcf_columns(p, widths, fractions, is_complete, size)
-        forward = sum(widths[1:]) + sum(widths) + (widths[-1] if len(widths) > 1 else 0)  # of an evaluation
+        forward = sum(widths[1:]) + sum(widths) + (widths[-1] if len(widths) > 1 else 0)  # columns in an evaluation
         final_width = sum(widths)
     else:
         forward, final_width = (3 if p.n_layers else 1) * width, width
-        # All nodes: product, old and new sum, and the gradient of the step before. Else: gradients of the penalty and
-        # of the sum, and of the first layer's output.
+        # If all nodes are computed: product, old and new sum, and the gradient of the previous step. Else: gradients of
+        # the penalty, of the sum and of the first layer's output.
         columns = width * ((4.0 if p.n_layers else 3.0) if is_complete else 2 + fractions[min(1, p.n_layers)])
-    # Scales of rows and columns of the matrix.
+    # 2 * n_nodes: scales of the rows and columns of the matrix.
     step = size * (round(n_nodes * columns) + 2 * n_nodes)
     # evaluate_graph: users, items and keys of all training interactions, and a list of test items per user.
     lists = 4 * _INT64 * n_edges + _BYTES_PER_USER * n_users
@@ -297,12 +297,12 @@ def _ngcf_columns(
     if is_complete and p.normalize_messages:
         saved[:-1] = [s + w for s, w in zip(saved[:-1], widths[1:-1], strict=True)]
     final = sum(widths) if is_complete else 0  # final embeddings of all nodes
-    # Forward, beside the gradient of the step before: normalized outputs and their concatenation.
+    # Forward: normalized outputs and their concatenation, in addition to the gradient of the previous step.
     peak = widths[0] + sum(saved) + (sum(widths[1:]) if is_complete else 0) + final
     for layer in range(len(layers), 0, -1):
         (w_in, w_out), fraction = layers[layer - 1]
         held = sum(saved[:layer]) + (final or widths[0])
-        if is_complete:  # backward of the normalization, beside the gradient that the next layer computed
+        if is_complete:  # backward of the normalization, with the gradient that the next layer computed
             peak = max(peak, held + (5 if layer < len(layers) else 4) * w_out)
         # Backward of the layer: gradients of output, products and features; the output itself is not needed.
         grads = fraction * (w_out + (n_products + 1) * w_in) + n_products * fractions[layer - 1] * w_in

@@ -23,8 +23,8 @@ def lock_folder(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """Lock `folder` against other threads and processes inside the context; None: do nothing.
 
     A missing folder is created, and removed at the end if nothing was written to it. A thread may nest such contexts of
-    the same folder. The lock is an operating-system lock on a file in the folder; the
-    system releases it when the process ends.
+    the same folder. The lock is an operating-system lock on a file in the folder; the system releases it when the
+    process ends.
 
     Raises:
         OSError: another training has locked the folder, or the folder cannot be created or written to.

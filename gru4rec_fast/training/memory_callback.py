@@ -13,7 +13,7 @@ from gru4rec_fast.training.callbacks import Callback, StepRecord
 
 
 class TrainingMemory:
-    """Keeps a MemoryProfiler and a LeakDetector entered during a training, and records one phase after another.
+    """Runs a training in the contexts of a MemoryProfiler and a LeakDetector, and records one phase after another.
 
     Args:
         profiler: the profiler; None makes one for the CPU.
@@ -63,8 +63,8 @@ class MemoryCallback(TrainingMemory, Callback):
         model.fit("train.tsv", callbacks=[memory])
         print(memory.profiler.report().table(), memory.detector.report().describe())
 
-    The detector takes a sample at each call of `on_step_end`; the fused step calls it about every 0.1 s. Its growth is
-    per mini-batch.
+    The detector takes a sample at each call of `on_step_end`; the fused step calls it about every 0.1 s. The growth
+    that it reports is per mini-batch.
 
     Args:
         profiler: the profiler; None makes one for the CPU.

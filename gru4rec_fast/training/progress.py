@@ -19,7 +19,7 @@ class Progress(Protocol):
     """
 
     def begin_epoch(self, epoch: int, n_epochs: int, n_events: int, done: int) -> None:
-        """Start epoch `epoch` (counted from 1), which has `n_events` events; `done` of them precede a resume."""
+        """Start epoch `epoch` (counted from 1), which has `n_events` events, `done` of them before a resume."""
 
     def advance(self, events: int, loss: float | None) -> None:
         """Add `events` events. The loss is None if it is not known. Called after each block or less often."""

@@ -34,7 +34,7 @@ for string_ids in (False, True):
 
 
 def run(case: Any, folder: Path) -> None:
-    """Open a damaged store, and use all of its arrays."""
+    """Open a damaged store, and use it as `case["use"]` says."""
     warnings.simplefilter("ignore")
     write_damaged(folder, FILES[case["strings"]], case["damages"])
     store = SessionStore.open(folder)

@@ -96,7 +96,7 @@ def test_a_resumed_training_ends_with_the_same_bits(
     make_trainer(callbacks=[checkpoint], enable_checkpointing=True).fit(make_module(**changed))
     first = min(tmp_path.glob("*.ckpt"), key=lambda path: torch.load(path, weights_only=True)["global_step"])
     assert torch.load(first, weights_only=True)["global_step"] == every_n_steps
-    resumed = make_module(**changed)  # another seed, if it is drawn
+    resumed = make_module(**changed)  # draws another seed if seed=None
     make_trainer().fit(resumed, ckpt_path=first)
     assert resumed.runner.position.step == whole.runner.position.step
     assert torch.equal(weights(resumed.network), weights(whole.network))
@@ -169,6 +169,7 @@ def test_steps_and_epochs_are_logged(tmp_path: Path) -> None:
     header, *rows = text.splitlines()
     names = header.split(",")
     values = {name: [row.split(",")[i] for row in rows if row.split(",")[i]] for i, name in enumerate(names)}
+    # 3 epochs of 13 steps and 956 events
     assert len(values["loss_step"]) == 3 * 13 and sum(map(float, values["events_step"])) == 3 * 956
     assert len(values["loss"]) == len(values["recall@20"]) == 3
     assert [float(value) for value in values["lr-SparseAdagrad"]][-1] == pytest.approx(0.05 * 0.1**2)
@@ -202,10 +203,10 @@ def test_what_the_fused_step_cannot_train_is_trained_by_autograd(caplog: pytest.
     assert "supports exactly SparseAdagrad, not Adam" in announcement(module, caplog)
     assert not torch.equal(weights(module.network), before)
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)  # LinearLR ends after five updates
-    hooked, calls = make_module(), []
-    hooked.network.register_forward_hook(lambda *_: calls.append(1))
+    hooked, hook_calls = make_module(), []
+    hooked.network.register_forward_hook(lambda *_: hook_calls.append(1))
     assert "there are hooks" in announcement(hooked, caplog)
-    assert len(calls) == 2 * EPOCH
+    assert len(hook_calls) == 2 * EPOCH
     torch.testing.assert_close(weights(hooked.network), weights(fitted(n_epochs=2, fused=False).network))
     assert "autocast is on" in announcement(make_module(), caplog, precision="bf16-mixed")
 
@@ -285,6 +286,7 @@ def test_the_example_of_memory_on_the_page_runs(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture(scope="module")
 def own_module(tmp_path_factory: pytest.TempPathFactory) -> type[LightningModule]:
+    """Return the class SessionModule, which the second example on the page defines."""
     with pytest.MonkeyPatch.context() as patch:
         return run_page(tmp_path_factory.mktemp("page"), patch, 1)["SessionModule"]
 
@@ -391,7 +393,7 @@ def test_memory_of_a_module_with_manual_optimization() -> None:
     memory = MemoryCallback()
     make_trainer(max_epochs=1, callbacks=[memory], limit_val_batches=0).fit(ManualModule())
     assert calls(memory) == {"training_step": 6, "training_step/backward": 12, "training_step/update": 12}
-    # Each optimizer allocates its moments in its first step. What follows an update is not part of it.
+    # Each optimizer allocates its moments in its first step. The phase ends with the step of the optimizer.
     size = 4 * (64 * 32 + 32)
     assert 4 * size <= memory.profiler.report().phase("training_step", "update").kept_bytes < 5 * size
 

@@ -26,7 +26,7 @@ extern "C" void grf_fiber_switch(void** saved_stack, void* next_stack);
 namespace grf {
 namespace simt {
 
-// A suspended execution. A default-constructed fiber stores the state of the running code when it calls switch_to.
+// A suspended execution. A default-constructed fiber is for code that already runs; its switch_to stores the state.
 class Fiber {
  public:
   // Makes the next switch to this fiber call entry() on the given stack. entry() must never return.
