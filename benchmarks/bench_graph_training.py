@@ -49,7 +49,7 @@ def graph() -> InteractionGraph:
 
 
 def timed_steps(step: Callable[[int], Any]) -> Side:
-    """Return the side that calls step(0), step(1), ...; step(i) trains on mini-batch i."""
+    """Return the side (interleave.Side: runs n steps, returns the seconds per step) that calls step(0), step(1), ..."""
     n_done = 0
 
     def run(n: int) -> float:
@@ -94,7 +94,8 @@ def naive_side(
 
 @pytest.mark.parametrize("name", ["ngcf", "lightgcn"])
 def test_training_steps(compare: Any, request: pytest.FixtureRequest, graph: InteractionGraph, name: str) -> None:
-    def make_model(**parameters: Any) -> Model:  # "norm" is the Laplacian matrix of the public code
+    def make_model(**parameters: Any) -> Model:
+        # The public code of NGCF has the Laplacian matrix "norm".
         return NGCF(adjacency="norm", seed=0, **parameters) if name == "ngcf" else LightGCN(seed=0, **parameters)
 
     sampler = TripleSampler(graph, make_model().batch_size, seed=0)

@@ -41,7 +41,8 @@ PARAMETERS: dict[str, Any] = {"layers": [100], "batch_size": 64, "logq": 1.0}
 ROUNDS = 9
 N_ITEMS = 100_000  # number of items in the logs of `events` and `memory`
 TOTAL_SUPPORT = 10**8  # approximate sum of the items' supports (numbers of occurrences) in `items`
-MEMORY_STEPS, LOG_STEPS = 300, 1000  # training steps during which memory is measured, in `items` and in `memory`
+MEMORY_STEPS = 300  # training steps during which `items` measures memory
+LOG_STEPS = 1000  # training steps during which `memory` measures memory
 STEPS_PER_CALL = 256  # steps per call of ops.session_batch
 
 
@@ -116,7 +117,7 @@ def log_memory(store: str) -> dict[str, int]:
 
 
 def baseline_with_library() -> profiling.PeakMemory:
-    """Load the native library, then start and return a measurement of memory, so that its baseline has the library."""
+    """Start and return a measurement of memory whose baseline includes the native library, which is loaded first."""
     ops.dropout_mask(1, 1, 1, 0.5, seed=0, stream=0, step=0)
     return profiling.PeakMemory()
 

@@ -89,7 +89,7 @@ def impl(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["reference", "native", "fused"])
 def training_impl(request: pytest.FixtureRequest) -> str:
-    """Run a test once per implementation of a training step: the values of `impl` of `PackageRun` except "emulated"."""
+    """Run a test once per implementation of a training step; `PackageRun` (package_run.py) describes them."""
     if request.param != "reference":
         request.getfixturevalue("native_library")
     return request.param
@@ -123,7 +123,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)  # after the selection by -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect cases with emulated kernels, which are slow. The others cover all pairs of values of two parameters."""
+    """Deselect most cases with emulated kernels (slow); those kept cover all pairs of values of two parameters."""
     if config.getoption("all_emulated"):
         return
     tests: dict[str, list[pytest.Item]] = {}

@@ -130,7 +130,7 @@ def test_recommend_for_the_users_of_a_file(folder: Path, tmp_path: Path) -> None
     assert ran.exit_code == 0 and "skipped: 1 unknown user\n" in ran.stderr and len(ran.stdout.splitlines()) == 3
 
 
-def test_the_users_of_a_file_are_read_as_the_models_ids_are(folder: Path, tmp_path: Path) -> None:
+def test_user_ids_in_a_file_are_parsed_like_the_ids_of_the_model(folder: Path, tmp_path: Path) -> None:
     """007 and +7 are not user 7; a lone carriage return ends a line; 7 is the user "7" of a model with string ids."""
     for text in ("007", "+7", "1_0"):
         (tmp_path / "users.txt").write_text(f"7\n{text}\n")

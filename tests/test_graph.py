@@ -312,7 +312,7 @@ def test_open_detects_decreasing_neighbors_in_different_chunks(
     graph = InteractionGraph.from_arrays([0, 0, 0, 1, 2, 3], [0, 1, 2, 0, 0, 0])
     graph.save(tmp_path / "graph")
     assert np.array_equal(InteractionGraph.open(tmp_path / "graph").neighbors, graph.neighbors)
-    for first in (0, 1, 6, 7, 8):  # edge of a user or an item, and the edge after it
+    for first in (0, 1, 6, 7, 8):  # this edge and the next are of one node: user 0 or item 0
         neighbors = graph.neighbors.copy()
         neighbors[[first, first + 1]] = neighbors[[first + 1, first]]
         np.save(tmp_path / "graph" / "neighbors.npy", neighbors)

@@ -52,9 +52,9 @@ def count_step(setting: Setting) -> tuple[float, Counter[str]]:
     """Count the launches of a captured training step.
 
     Returns:
-        Launches per step that write the inputs of a captured graph of 16 steps, the default. The number of launches per
-            graph does not depend on the number of steps.
-        Launches of one step by operator.
+        Launches that write the inputs of a captured graph, divided by 16: a graph has 16 steps by default, and its
+            inputs need the same number of launches for any number of steps.
+        Launches of one step by operator, without those for the inputs.
     """
     lengths = torch.randint(2, 9, (12 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])

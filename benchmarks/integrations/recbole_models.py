@@ -4,8 +4,8 @@
     python benchmarks/integrations/recbole_models.py LightGCN --epochs 50 --set n_layers=3 --set learning_rate=0.002
 
 It needs the environment of docs/integrations/recbole.md. The data is ml-100k, which RecBole contains. Both models of a
-pair get the same configuration, and the seeds take turns, so that both meet the same load of the machine. A
-training is RecBole's own: early stopping on the validation data, then the test metrics of the best epoch.
+pair get the same configuration. For each seed, one is trained after the other, so that both meet the same load of the
+machine. RecBole trains them: early stopping on the validation data, then the test metrics of the best epoch.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class AllocationCounter {
   void stop();
   AllocationCounts read();
 
-  // Records the counts at the begin of a phase, by `read`. `take_phases` returns what was recorded since its last call.
+  // Calls `read` at the start of a phase and records the counts. `take_phases` returns the records since its last call.
   void begin_phase(const char* name);
   std::vector<PhaseBegin> take_phases();
 

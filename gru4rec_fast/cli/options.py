@@ -20,7 +20,7 @@ _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
 def given_options(group: Any) -> list[str]:
-    """Return the names of the options of a group that do not have their defaults, as on the command line."""
+    """Return the flags, such as "--item-key", of the options of a group that differ from their defaults."""
     return [_flag(entry.name) for entry in fields(group) if getattr(group, entry.name) != entry.default]
 
 
@@ -44,16 +44,17 @@ class LogFormat:
         ),
     ] = None
     quote: Annotated[
-        str, _log_option(metavar="CHARACTER", help="Character that quotes fields of a text file; 'none': no field is.")
+        str, _log_option(metavar="CHARACTER", help="Character that quotes fields of a text file, or 'none'.")
     ] = '"'
     allow_pickle: Annotated[
         bool, _log_option("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
     ] = False
 
     def refuse_unused(self, used: Iterable[str], data: str) -> None:
-        """Raise ValueError for a given option that is not among the fields `used`; `data` says what it does not change.
+        """Raise ValueError for a given option that is not among the fields `used`.
 
-        --allow-pickle is a permission, which need not be used.
+        data: the data on which the option has no effect, for the message. --allow-pickle is a permission, which need
+        not be used.
         """
         effective = {_flag(name) for name in (*used, "allow_pickle")}
         for flag in given_options(self):

@@ -58,7 +58,7 @@ class GRU4Rec(cornac.models.GRU4Rec):
         model.estimator = gru4rec_fast.GRU4Rec.load("model.safetensors")
 
     Attributes:
-        estimator: the gru4rec_fast.GRU4Rec that scores; its ids are Cornac's ids of the items. None before `fit`.
+        estimator: the gru4rec_fast.GRU4Rec that scores; its item ids are the raw ids of the data. None before `fit`.
 
     Raises, in `fit`:
         ValueError: an argument is out of range or not supported; trainable=False without weights, or with weights that
@@ -85,7 +85,8 @@ class GRU4Rec(cornac.models.GRU4Rec):
         Args:
             user_idx, kwargs: have no effect, as in Cornac's GRU4Rec.
             history_items: Cornac's indices of the items of the session so far, first item first. Items that are unseen
-                in training are left out. If no item is left, all scores are 1, as in Cornac's GRU4Rec.
+                in training are left out. If no item is left, all scores are 1, float64 [total_items], as in Cornac's
+                GRU4Rec.
         """
         history = [item for item in history_items if self.knows_item(item)]
         if not history:
@@ -131,7 +132,7 @@ class GRU4Rec(cornac.models.GRU4Rec):
 
 
 class _GraphModel(Recommender):
-    """Replaces the training of a graph model of Cornac, which is the other base of a subclass.
+    """Replaces the training of a graph model of Cornac. A subclass also inherits from that model.
 
     Attributes:
         U, V: final embeddings of users [num_users, D] and of items [num_items, D], float32, by Cornac's indices.
@@ -266,7 +267,7 @@ def store_from(dataset: Any) -> SessionStore:
     )
     start_times = first_rows if dataset.timestamps is None else dataset.timestamps[first_rows]
     by_time = np.argsort(start_times, kind="stable")
-    position = np.argsort(by_time)  # of each session in the store
+    position = np.argsort(by_time)  # position[k]: index in the store of the session indices[k]
     session_ids = list(dataset.sid_map)
     return SessionStore.from_arrays(
         dataset.uir_tuple[1][np.argsort(position[session_of_row], kind="stable")],
@@ -284,9 +285,9 @@ def graph_from(dataset: Any) -> InteractionGraph:
         dataset: a cornac.data.Dataset, such as `train_set` and `test_set` of a RatioSplit. Ratings have no effect.
 
     Returns:
-        InteractionGraph of the dataset's users and items, in the order of Cornac's indices: those of a training set are
-        the same. Ids are the raw ids of the data, by which `evaluate` of the estimators matches a test set to the
-        training set.
+        InteractionGraph of the dataset's users and items, in the order of Cornac's indices. For a training set, the
+        indices equal Cornac's. Ids are the raw ids of the data, by which `evaluate` of the estimators matches a test
+        set to the training set.
 
     Raises:
         TypeError: another class of dataset, or ids are neither all integers nor all strings.
@@ -305,7 +306,7 @@ def graph_from(dataset: Any) -> InteractionGraph:
 
 
 def _ids_and_indices(id_map: Mapping[Any, int], n: int) -> tuple[list[Any], list[int]]:
-    """Return the ids of a map from ids to indices whose index is less than n, and their indices, increasing.
+    """Return the ids in `id_map` (id -> index) that have an index less than n, and these indices, increasing.
 
     Cornac adds the ids of test data to the map of the training data.
     """

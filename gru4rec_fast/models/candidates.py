@@ -1,4 +1,4 @@
-"""Lists of items that `recommend` ranks alone (candidates) or leaves out (exclude), for all rows or for each row."""
+"""Lists of the only items that `recommend` ranks (candidates), or that it leaves out (exclude), for all or each row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ADVICE = {
 
 
 class CandidatePool:
-    """Items that alone may be recommended, encoded once for many calls of `recommend`.
+    """The only items that may be recommended, encoded once for many calls of `recommend`.
 
         pool = CandidatePool(model.vocabulary, recent_items)
         model.recommend(sessions, candidates=pool)
@@ -57,12 +57,12 @@ class CandidatePool:
 
     @property
     def nbytes(self) -> int:
-        """Number of bytes of `indices`; the vocabulary is the model's."""
+        """Number of bytes of `indices`. The vocabulary does not count, as it belongs to the model."""
         return self.indices.nbytes
 
 
 class RowLists(NamedTuple):
-    """The list of items that each row of a result has.
+    """The list of items of each row of a result.
 
     lists: distinct item indices, int64 [n], ascending. If there is only one list, it is for all rows.
     list_of_row: index into `lists` for each row, int64 [n_rows].
@@ -99,13 +99,14 @@ def encode_row_lists(values: Any, name: str, encoder: IdEncoder, n_rows: int) ->
             f"{name} has {len(rows)} lists of ids for {n_rows} rows: give one list for each row, or one list of ids, "
             "which is for all rows"
         )
-    number = {id(row): 0 for row in rows}  # rows that have the same object share the encoded list
+    # The number (from 1) of the list that a row was encoded to, or 0. Rows that are the same object share a list.
+    list_numbers = {id(row): 0 for row in rows}
     lists = []
     for row_number, row in enumerate(rows):
-        if number[id(row)] == 0:
+        if list_numbers[id(row)] == 0:
             lists.append(_encode(encoder, row, f"{name}[{row_number}]"))
-            number[id(row)] = len(lists)
-    return RowLists(lists, np.array([number[id(row)] for row in rows]) - 1)
+            list_numbers[id(row)] = len(lists)
+    return RowLists(lists, np.array([list_numbers[id(row)] for row in rows]) - 1)
 
 
 def _encode(encoder: IdEncoder, ids: Any, name: str) -> np.ndarray:

@@ -19,9 +19,10 @@ _AUTOCAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 class SequenceLayout:
     """Converts the arguments of a GRU call to time-major tensors, and its results to the layout of the input.
 
-    T is the number of steps, B of sequences. Time-major are an input [T, B, I], a reset mask [T, B] and a hidden state
-    [B, H] of each layer. The caller's input is [T, B, I], with `batch_first` [B, T, I], without a batch [T, I], or a
-    PackedSequence, whose sequences are padded and processed in its order (by decreasing length).
+    T is the number of steps, B the number of sequences. The time-major tensors are the input [T, B, I], the reset mask
+    [T, B] and a hidden state [B, H] of each layer. The caller's input is [T, B, I], with `batch_first` [B, T, I],
+    without a batch [T, I], or a PackedSequence, whose sequences are padded and processed in its order (by decreasing
+    length).
 
     Attributes:
         input_size: I.
@@ -56,16 +57,16 @@ class SequenceLayout:
                 raise ValueError(f"input must be [T, B, I], [T, I] or a PackedSequence, not {[*input.shape]}")
             check_tensor("input", input, self._dtypes(), (*self._batch_dims(input), self.input_size), self.device)
             x, batch_shape, order = self._to_time_major(input, input), input.shape[:-1], None
-        lanes = [] if len(batch_shape) == 1 else [x.shape[1]]
+        state_dims = [] if len(batch_shape) == 1 else [x.shape[1]]  # of the caller's hidden states, before H
         try:
-            self._check_hx(hx, lanes)
+            self._check_hx(hx, state_dims)
             check_tensor("reset", reset, torch.bool, batch_shape, self.device)
         except ValueError as error:
             raise ValueError(f"{error}; {self._description(input, x)}") from None
         if hx is None:
             states = [torch.zeros(x.shape[1], size, dtype=self.dtype, device=self.device) for size in self.hidden_sizes]
         else:
-            states = [(state if lanes else state.unsqueeze(0)).to(self.dtype) for state in hx]
+            states = [(state if state_dims else state.unsqueeze(0)).to(self.dtype) for state in hx]
         if reset is not None:
             reset = self._to_time_major(reset, input)
         if order is not None:
@@ -86,7 +87,7 @@ class SequenceLayout:
     def results(
         self, input: Tensor | PackedSequence, output: Tensor, states: State
     ) -> tuple[Tensor | PackedSequence, Tensor | State]:
-        """Return time-major outputs of the last layer, and the hidden states, in the caller's layout."""
+        """Convert the time-major outputs of the last layer, and the hidden states, to the caller's layout."""
         returned: Tensor | PackedSequence
         if isinstance(input, PackedSequence):
             packed = pack_padded_sequence(output, _lengths(input))
@@ -106,25 +107,25 @@ class SequenceLayout:
         return ("B", "T") if self.batch_first else ("T", "B")
 
     def _to_time_major(self, tensor: Tensor, input: Tensor | PackedSequence) -> Tensor:
-        """Return the input or the reset mask of a call with dimensions [T, B, ...]."""
+        """Return `tensor`, the input or the reset mask of a call, with the dimensions [T, B, ...]."""
         if isinstance(input, PackedSequence):
             return tensor
         if input.dim() == 2:
             return tensor.unsqueeze(1)
         return tensor.transpose(0, 1) if self.batch_first else tensor
 
-    def _check_hx(self, hx: Tensor | State | None, lanes: list[int]) -> None:
-        """Raise ValueError unless the hidden states fit. lanes: [B], or [] without a batch."""
+    def _check_hx(self, hx: Tensor | State | None, state_dims: list[int]) -> None:
+        """Raise ValueError unless the hidden states fit. state_dims: [B], or [] without a batch."""
         sizes = self.hidden_sizes
         if isinstance(hx, Tensor) and self.is_stacked:
-            check_tensor("hx", hx, self._dtypes(), (len(sizes), *lanes, sizes[0]), self.device)
+            check_tensor("hx", hx, self._dtypes(), (len(sizes), *state_dims, sizes[0]), self.device)
         elif hx is not None:
             if self.is_stacked or isinstance(hx, Tensor) or len(hx) != len(sizes):
                 needed = "a tensor [num_layers, B, H]" if self.is_stacked else f"a list of {len(sizes)} hidden states"
                 given = f"a list of {len(hx)}" if isinstance(hx, list) else f"a {type(hx).__name__}"
                 raise ValueError(f"hx must be {needed}, not {given}")
             for layer, (state, size) in enumerate(zip(hx, sizes, strict=True)):
-                check_tensor(f"hx[{layer}]", state, self._dtypes(), (*lanes, size), self.device)
+                check_tensor(f"hx[{layer}]", state, self._dtypes(), (*state_dims, size), self.device)
 
     def _dtypes(self) -> Sequence[torch.dtype]:
         """Return the dtypes that inputs and hidden states may have."""

@@ -62,9 +62,8 @@ def ngcf_layer(
     """Return the output E' of an NGCF layer (formulas at the top of this file).
 
     Differentiable in features, weights and biases. The fused kernel has no second derivative: backward with
-    create_graph=True raises RuntimeError. For dtypes without a
-    fused kernel (bfloat16), the layer is computed by `laplacian_propagation` and matrix products of torch, with the
-    same dropout.
+    create_graph=True raises RuntimeError. For dtypes without a fused kernel (bfloat16), the layer is computed by
+    `laplacian_propagation` and matrix products of torch, with the same dropout.
 
     Args:
         features: E, floating [n_nodes, in] ([n_columns, in] with `columns`).
@@ -117,7 +116,7 @@ def ngcf_layer(
         _check_rows_among(rows, columns)
 
     def with_counter(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Wrap a public operator so that it can be called with a reference's `step` and `counter`."""
+        """Give a public function the arguments `step` and `counter` of its reference."""
         return lambda *args, step, counter, **options: function(
             *args, step=step if counter is None else counter, impl=impl, **options
         )
@@ -220,7 +219,7 @@ def ngcf_layer_reference(
 
 
 def select_nodes(table: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Return the rows of the nodes `rows` from a table with one row for each of the nodes `columns`; None: all."""
+    """Select the nodes `rows` (None: all) from a table that has one row per node in `columns` (None: all nodes)."""
     if rows is None:
         return table
     return table.index_select(0, rows if columns is None else torch.searchsorted(columns, rows))

@@ -52,7 +52,7 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
         super()._convert_and_check()
 
     def set_params(self, **parameters: Any) -> Self:
-        """Set parameters by name, whose values may be text as in a parameter string, and return self."""
+        """Set parameters by name and return self. A value may be text, as in a parameter string: "512/256"."""
         return super().set_params(**self.parse_texts(parameters))
 
     def fit(  # type: ignore[override]  # in the official code these arguments may be positional
@@ -104,7 +104,7 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
 
     @property
     def model(self) -> ScoringModel | None:
-        """The network as code for the official `model` calls it; None before `fit` or `load`."""
+        """The network with the `forward` of the official network; None before `fit` or `load`."""
         return None if self.network is None else ScoringModel(self.network)
 
     @property
@@ -118,7 +118,9 @@ class GRU4Rec(gru4rec_fast.GRU4Rec):
         return ItemMap(pd.Series(np.arange(n_items, dtype=np.int32), self.vocabulary.ids.tolist(), name="ItemIdx"))
 
     def _adjust_hidden(self, n_valid: int, finished_mask: np.ndarray, valid_mask: np.ndarray, H: list[Tensor]) -> bool:
-        """Start new sessions in the hidden states H; return True if the epoch ends here. Called by `evaluation.py`.
+        """Start new sessions in the hidden states H; return True if the epoch ends here.
+
+        The evaluation.py of the official code calls this method.
 
         Args:
             n_valid: number of lanes that have a session.
@@ -225,7 +227,7 @@ def load_official(path: str | os.PathLike[str], device: torch.device | str = "cp
         ValueError, RuntimeError: there is no such device.
     """
     if not is_zip(path):
-        raise CheckpointError(f"{path} is no model file of the official code, which torch.save has written since 1.6")
+        raise CheckpointError(f"{path} is no model file of the official code, written with torch 1.6 or later")
     return GRU4Rec.load(path, device)
 
 
