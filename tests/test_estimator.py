@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -377,7 +378,16 @@ def test_peak_memory_counts_the_arrays_of_the_training(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "cause", ["checkpoint missing", "other parameters", "other data", "bad schedule", "folder in use", "log missing"]
+    "cause",
+    [
+        "checkpoint missing",
+        "other parameters",
+        "other data",
+        "bad schedule",
+        "folder in use",
+        "folder not writable",
+        "log missing",
+    ],
 )
 def test_a_fit_that_fails_before_training_does_not_change_the_model(tmp_path: Path, cause: str):
     model = small_model().fit(STORE, out=tmp_path / "run", progress=False)
@@ -403,6 +413,11 @@ def test_a_fit_that_fails_before_training_does_not_change_the_model(tmp_path: Pa
             thread.submit(lock.__enter__).result()
             stack.callback(lambda: thread.submit(lock.__exit__, None, None, None).result())
             error = OSError
+        elif cause == "folder not writable":  # when the files of a killed training are removed
+            data, error = STORE, PermissionError
+            stack.enter_context(pytest.MonkeyPatch.context()).setattr(
+                "gru4rec_fast.training.run_folder.prepare_run_folder", Mock(side_effect=error)
+            )
         elif cause == "log missing":
             data, error = tmp_path / "none.tsv", FileNotFoundError
         with pytest.raises(error):

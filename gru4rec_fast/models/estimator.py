@@ -177,6 +177,7 @@ class Estimator(Parameters):
             )
             if checkpoint is not None:
                 trainer.restore(checkpoint)
+            trainer.folder.prepare()  # `run` does so, too; here an error leaves this model unchanged
             model.history = trainer.history
             model._is_fitting = True
             vars(self).update(vars(model))  # no error so far, so this model gets all attributes of `model`
