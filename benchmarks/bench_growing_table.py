@@ -2,15 +2,15 @@
 
     python benchmarks/bench_growing_table.py --json build/benchmarks/growing_table.json
 
-Sides:
+Sides, which are compared:
     growable   GrowableEmbedding.append_rows(1, row, optimizer=adam)
     re-created a new parameter from torch.cat, with Adam's state from torch.cat, too, as in plain PyTorch
 
 Each side and number of rows has a process of its own. The table begins with one row, for which Adam has made an update.
-Data are the bytes of weight and state at the end. Peak and resident memory are those of the process above its memory
-before the table was made; resident memory is read at the end. From --sampled-from rows on, a re-created table would
-take too long. Its time is then estimated from 20 appended rows at each of 100 sizes, and its memory is that of the last
-20 rows.
+Data are the bytes of weight and state at the end. Peak memory and resident memory (read at the end) are those of the
+process minus its memory before the table was made. From --sampled-from rows on, a re-created table would take too long.
+Its time is then estimated from 20 appended rows at each of 100 sizes. Its memory is measured while the last 20 rows are
+appended.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def seconds_to_append(append: Append, n: int) -> float:
 def measure(side: str, n: int, sampled: bool) -> dict[str, Any]:
     """Append n rows one at a time in this process; return the seconds and the bytes."""
     make = SIDES[side]
-    seconds_to_append(make(1)[1], 10)  # loads what is loaded at the first use
+    seconds_to_append(make(1)[1], 10)  # so that what is loaded at first use is not measured
     peak = PeakMemory()
     optimizer, append = make(n - ROWS_PER_SAMPLE if sampled else 1)
     seconds = seconds_to_append(append, ROWS_PER_SAMPLE if sampled else n)

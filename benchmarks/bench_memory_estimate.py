@@ -2,9 +2,10 @@
 
     python benchmarks/bench_memory_estimate.py [NAME ...]
 
-Measured is the peak resident memory of a `fit` (GRU4Rec: an epoch of a short log, with validation; graph models: a few
-mini-batches) and of an `evaluate`, above the memory after the imports, a small training of the same kind, which loads
-the kernels, and the data. The goal is a ratio of estimate and measurement within 15 %. Each process needs up to 2 GiB.
+A process measures the peak resident memory of a `fit` (GRU4Rec: an epoch of a short log, with validation; graph models:
+a few mini-batches) and of an `evaluate`. Before, it imports the package, runs a small training of the same kind, which
+loads the kernels, and makes the data; the memory then in use is subtracted. The goal is a ratio of estimate and
+measurement within 15 %. Each process needs up to 2 GiB.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ CONFIGURATIONS: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
 
 
 class StopAfter(Callback):
-    """Stops a training after some mini-batches, and counts no others."""
+    """Stops a training after `steps` mini-batches of an epoch."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -99,15 +100,15 @@ def measure(name: str) -> None:
     held_out = make_data(cls.__name__, sizes | ({"n_edges": 20_000} if "n_edges" in sizes else {}), 1)
     model = cls(**parameters)
     trim()
-    before = PeakMemory()
+    fit_peak = PeakMemory()
     callbacks = [] if cls is GRU4Rec else [StopAfter(N_STEPS)]
     model.fit(train, validation=held_out if cls is GRU4Rec else None, callbacks=callbacks, progress=False)
-    fit_bytes = before.bytes
-    model.network.zero_grad()  # `fit` keeps the gradients of a graph model's last step, which a loaded model has not
+    fit_bytes = fit_peak.bytes
+    model.network.zero_grad()  # `fit` keeps the gradients of a graph model's last step; a loaded model has none
     trim()
-    after = PeakMemory()
+    evaluate_peak = PeakMemory()
     model.evaluate(held_out)
-    evaluate_bytes = after.bytes + after.baseline - before.baseline
+    evaluate_bytes = evaluate_peak.bytes + evaluate_peak.baseline - fit_peak.baseline
     estimate = estimate_memory(model, **sizes)
     fit_estimate = estimate.peak if cls is GRU4Rec else estimate.training
     print(json.dumps({"fit": [fit_estimate, fit_bytes], "evaluate": [estimate.evaluating, evaluate_bytes]}))

@@ -94,7 +94,7 @@ class Comparison:
         return seconds
 
     def run_once(self, work: Callable[[], Any]) -> None:
-        """Run `work` once under pytest-benchmark, which fails a test that times nothing.
+        """Run `work` once under pytest-benchmark, which saves no results of a test that times nothing.
 
         `work` records its results by `note`.
         """

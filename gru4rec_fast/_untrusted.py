@@ -7,7 +7,7 @@ from typing import Any
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text. Raises ValueError for every text that is not valid or too deeply nested."""
+    """Return the value of a JSON text. Raises ValueError if the text is invalid or too deeply nested."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -35,7 +35,7 @@ RATES = {"copy": 1e9, "fp32": 1e9, "tf32": 1e9, "bf16": 1e9}
 
 
 def row_parameters() -> list[Any]:
-    """Return a pytest parameter for each row. Rows of losses, which compile, and rows in TF32 and bf16 are slow."""
+    """Return a pytest parameter for each row. Rows that use torch.compile, TF32 or bf16 are slow."""
     names = list(row_names())
     assert len({str(name) for name in names}) == len(names) > 30
     is_slow = ["loss" in name.workload or name.precision in ("tf32", "bf16") for name in names]

@@ -288,7 +288,9 @@ def test_recommend_only_the_items_of_a_file(logs: Path, run_folder: Path, tmp_pa
     rows = [line.split("\t") for line in ran.stdout.splitlines()[1:]]
     assert len(rows) == 2 * 100 and {int(row[2]) for row in rows} == {*ids}
     (tmp_path / "items.txt").write_text(f"{ids[0]}\n-5\n")
-    assert "items.txt, line 2: the model was not trained on item -5; --skip-unknown skips" in cli(*arguments).error_line
+    assert (
+        "line 2: the model was not trained on item -5 (a line is one id); --skip-unknown" in cli(*arguments).error_line
+    )
     ran = cli(*arguments, "--skip-unknown")
     assert len(ran.stdout.splitlines()) == 101 and "skipped: 1 unknown item\n" in ran.stderr
 

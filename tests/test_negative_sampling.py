@@ -193,7 +193,7 @@ def test_frequencies_pass_a_chi_square_test(impl: str, alpha: float) -> None:
 
 
 @impls
-def test_there_may_be_more_draws_than_items_and_one_item_only(impl: str) -> None:
+def test_more_draws_than_items_and_a_single_item(impl: str) -> None:
     table = build_alias_table(torch.tensor([4, 1, 1]), 1.0, impl=impl)
     items, _ = negative_sampling(table, 100, seed=0, step=0, impl=impl)
     assert items.shape == (1, 100) and set(items.unique().tolist()) == {0, 1, 2}

@@ -48,9 +48,9 @@ def brute_force(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> np.ndarr
 @emulated
 @pytest.mark.parametrize("op", ["target_rank", "top_k"])
 def test_all_products_of_the_catalogue_have_equally_aligned_rows(op: str) -> None:
-    """BLAS may sum in another order if alignments differ. 3 queries have tiles of 1344 items, not of 1365.
+    """BLAS may sum in another order if alignments differ. So with 3 queries a tile has 1344 = 21 * 64 items, not 1365.
 
-    The two calls use five addresses or six, because they may use the same memory for the last tile.
+    Each of the two calls multiplies three tiles; both may copy their last tile to the same memory.
     """
     hidden, weight, bias, targets = problem(3, 4000, 7, torch.float32, integers=True)
     memory = torch.empty(weight.numel() + 1)

@@ -42,7 +42,7 @@ Block = tuple[Tensor, Tensor, Tensor]  # inputs, targets and reset, each [steps,
 def logs(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
     """Draw sessions of 0 to 6 events, whose items are all different, and an order, which may omit sessions."""
     lengths = draw(st.lists(st.integers(0, 6), max_size=12))
-    first_items = np.cumsum([100, *lengths]).tolist()  # of each session, and the end of the last one
+    first_items = np.cumsum([100, *lengths]).tolist()  # the additional last element is the end of the last session
     sessions = [list(range(start, end)) for start, end in pairwise(first_items)]
     order = draw(st.permutations(range(len(lengths))))
     return sessions, order[: draw(st.integers(0, len(order)))]

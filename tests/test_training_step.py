@@ -140,7 +140,7 @@ def gather_arguments_without_items(embedding: Tensor, inputs: Tensor, weight: Te
 
 @impls
 @pytest.mark.parametrize("steps", [1, 3, 70])
-def test_it_stores_losses_and_stops_at_a_loss_that_is_not_finite(steps: int, impl: str) -> None:
+def test_losses_are_stored_and_a_loss_that_is_not_finite_stops_updates(steps: int, impl: str) -> None:
     losses, active = torch.rand(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.bool)
     stopped, enabled = torch.tensor(False), torch.tensor(False)
     step_losses = torch.empty(steps, dtype=torch.float64)
@@ -202,8 +202,8 @@ def row_update_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of step_rows_: a table with a bias, and gradients of its rows.
 
-    Inputs have a gradient of a row. Items (targets and negatives) have gradients of a row and of its bias. Some rows
-    have several gradients, some are only inputs, and some indices are padding (-1).
+    Each input has a gradient of its row. Each item (target or negative) has gradients of its row and of its bias. Some
+    rows have several gradients, some are only rows of inputs, and some indices are padding (-1).
     """
     g = seeded()
     tables = {name: torch.rand(30, width, generator=g, dtype=dtype) for name in ("weight", "accumulator", "velocity")}
@@ -284,7 +284,7 @@ def test_emulated_tables_of_more_than_two_to_the_31_elements() -> None:
     """There are more than 2**31 weights and gradients.
 
     Only the first and the last thread block of each emulated grid run, and only the last row has a gradient, so little
-    memory is used. The last thread block processes the last 300 columns of the last row, and others.
+    memory is used. The last thread block processes the last 300 columns of the last row, and other elements.
     """
     width, n = 2**22, 2**9 + 2
     index = torch.full((n,), -1)
@@ -320,7 +320,7 @@ def test_emulated_error_names_the_argument(name: str, change: dict[str, Any], me
         run(name, "emulated", *(row_update_arguments(6) | change).values(), ENABLED, HYPERPARAMETERS)
 
 
-@implementations("session_batch")  # skips "native" without the native library, which has this operator
+@implementations("session_batch")  # with any operator of the native library, to skip "native" where there is none
 def test_native_step_operator_on_the_cpu_is_an_error(impl: str) -> None:
     """impl="native" raises an error and does not run the reference in place of a kernel."""
     if impl == "native":

@@ -39,7 +39,7 @@ def test_run_updates_trains_as_the_trainer(changed: dict[str, Any], fused: bool)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_update_groups_are_epochs_of_the_same_number_of_groups(shuffle: bool) -> None:
+def test_update_groups_train_as_the_trainer_with_equally_many_groups_per_epoch(shuffle: bool) -> None:
     expected, trainer = make_trainer(shuffle=shuffle), make_trainer(shuffle=shuffle)
     expected.run()
     groups = UpdateGroups(trainer.runner, 10)
@@ -67,7 +67,7 @@ def test_a_loaded_state_continues_within_the_epoch(fused: bool, calls: int) -> N
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_the_rest_of_an_epoch_with_one_event_per_update(fused: bool) -> None:
+def test_run_updates_runs_the_rest_of_an_epoch_with_one_event_per_update(fused: bool) -> None:
     runner = make_trainer(lanes=1, fused=fused).runner
     assert runner.run_updates().finished
     assert runner.position.events == runner.position.mini_batches == runner.n_events
@@ -99,7 +99,7 @@ def test_a_validation_between_two_calls_does_not_switch_dropout_off() -> None:
     assert torch.equal(weights(trainer), weights(expected))
 
 
-def test_an_infinite_loss_raises_an_error() -> None:
+def test_a_loss_that_is_nan_raises_an_error() -> None:
     trainer = make_trainer()
     with torch.no_grad():
         trainer.network.output.bias[0] = float("nan")

@@ -73,7 +73,8 @@ def prepare_peers(paths: dict[str, Path], folder: Path) -> Iterator[str]:
         yield f"peers/{name}: {size_mib(out):.1f} MiB"
 
 
-# Scripts that replace programs that need a GPU. The scripts print constant numbers in the format of these programs.
+# Scripts that replace programs that need a GPU. `latencies` and `ncu` write constant numbers in the format of these
+# programs; `ncu` and `compute-sanitizer` run the command that they are given.
 REPLACEMENT_SCRIPTS = {
     "latencies": """#!/bin/sh
 echo '{"graph node": 1500.0}'

@@ -16,7 +16,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kDrawLimit = int64_t{1} << 31;  // random integers of draw.h are drawn from fewer values than this
+constexpr int64_t kDrawLimit = int64_t{1} << 31;  // draw.h draws integers from fewer than this many values
 
 template <Kernels kernels>
 Tensor bpr_triples(const Tensor& offsets, const Tensor& neighbors, const Tensor& users,

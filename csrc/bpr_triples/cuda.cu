@@ -15,7 +15,7 @@ template <typename index_t>
 __global__ void __launch_bounds__(kTripleThreads) draw_triples_kernel(TripleArguments args) {
   const uint32_t step = first_step_word(args.step, args.counter);
   for (int64_t k = global_thread(); k < args.n; k += all_threads()) {
-    const bool valid = draw_triple<index_t>(args, step, k);  // outside the macro, which a build may define as nothing
+    const bool valid = draw_triple<index_t>(args, step, k);  // here, since the macro may be defined as nothing
     GRF_DEVICE_CHECK(
         valid,
         "users and starts do not fit the graph: each user must have at least one item but not every item, "

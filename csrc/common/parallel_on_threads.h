@@ -25,9 +25,9 @@ extern "C" int MKL_Set_Num_Threads_Local(int n_threads) __attribute__((weak));
 #include <thread>
 #include <vector>
 
-// Calls f(chunk_begin, chunk_end) for chunks of [begin, end), each on a thread. As in ATen/ParallelOpenMP.h, chunk 0
-// runs on the calling thread, and one of the exceptions is rethrown; the chunks are also the same. In a parallel region
-// of OpenMP, MKL uses one thread. It does not recognize these chunks as such a region, so it is told to use one thread:
+// Calls f(chunk_begin, chunk_end) for chunks of [begin, end), each on a thread. As in ATen/ParallelOpenMP.h: the chunks
+// are the same, chunk 0 runs on the calling thread, and one of the exceptions is rethrown. In a parallel region of
+// OpenMP, MKL uses one thread. MKL does not recognize these chunks as such a region, so it is told to use one thread:
 // with more, it sums in another order.
 template <typename F>
 void at::internal::invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const F& f) {

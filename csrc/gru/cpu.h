@@ -16,8 +16,8 @@ namespace grf {
 //   recurrent    reset_after form: gradient of W s [T, B, 3H]; reset_before form: gradient of W_rz s [T, B, 2H]
 //   state        gradient of the state before the first step [B, H], or null to skip it. At T = 1, skipping it saves a
 //                third of the matrix products.
-// gru_backward_lanes reads next_state [B, H], the gradient of the state after the last step that comes from later
-// steps. Null means zeros. It may be the same array as `state`.
+// gru_backward_lanes reads next_state [B, H]: what steps after the T steps add to the gradient of the final state. Null
+// means zeros. It may be the same array as `state`.
 template <typename T>
 struct GruLaneGradients {
   T *gate_inputs, *recurrent, *state;

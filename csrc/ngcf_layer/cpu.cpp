@@ -1,8 +1,8 @@
 // The NGCF layer on the CPU, forward and backward. Specification: gru4rec_fast/ops/ngcf_layer.py.
 //
 // First, laplacian_propagation/tensors.h multiplies the features by the graph's matrices, which gives the propagated
-// features. Then threads loop over blocks of rows. The block's inputs (ngcf_layer.h), the product of inputs and
-// weights, and E' stay in the cache, as do the gradients of a block in the backward pass. The forward pass saves the
+// features. Then threads loop over blocks of rows. The block's inputs (see ngcf_layer.h), the products of inputs and
+// weights, and the output stay in the cache, as do a block's gradients in the backward pass. The forward pass saves the
 // propagated features and a byte of flags per unit; the backward pass recomputes the inputs. Gradients of the weights
 // are summed within chunks of consecutive blocks, then over the chunks in order. The number of chunks depends only on
 // n_rows, so the gradients have the same bits for any number of threads. Bottleneck: the products with the weights.
@@ -70,7 +70,7 @@ void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool 
   const int64_t n_in = layer.rows.n_in, n_out = layer.units.n_out, n_rows = layer.rows.n_rows;
   const int64_t size = 2 * n_in * n_out + 2 * n_out;  // number of elements of both weights and both biases
   const int64_t n_blocks = (n_rows + kRowsPerBlock - 1) / kRowsPerBlock, n_chunks = std::min(kMaxChunks, n_blocks);
-  std::vector<T> sums(std::max<int64_t>(n_chunks, 1) * size);
+  std::vector<T> sums(std::max<int64_t>(n_chunks, 1) * size);  // gradients of weights and biases, for each chunk
   // Processes a block of rows. Adds the gradients of weights and biases to grad_weights [size].
   const auto run = [&](int64_t begin, int64_t count, T* grad_weights) {
     T* grad_bias = grad_weights + 2 * n_in * n_out;
@@ -80,7 +80,7 @@ void ngcf_backward(const NgcfLayer<T>& layer, const T* transposed_weights, bool 
     GRF_DISPATCH(make_inputs<T>)(layer, begin, count, inputs);
     const int n_products = per_term ? 2 : 1;
     for (int product = 0; product < n_products; ++product) {
-      T* grad_sums = scratch.take(kRowsPerBlock * n_out);
+      T* grad_sums = scratch.take(kRowsPerBlock * n_out);  // gradients of the activation's arguments
       GRF_DISPATCH(activate_backward<T>)
       (layer, count, grad_out + begin * n_out, flags + begin * n_out, product == 0 ? kFirstPositive : kSecondPositive,
        grad_sums, grad_bias + product * n_out);

@@ -4,10 +4,10 @@
 // Arguments of the operators whose names do not explain them:
 //   P, Q            names of the two propagation matrices, such as "symmetric+I"
 //   per_term        whether the activation is applied to each of the layer's two terms, and not to their sum
-//   propagated_p    forward's P @ features, without "+I"; here `propagated.p`
-//   propagated_q    forward's Q @ features, without "+I"; here `propagated.q`; empty if both matrices are the same
-//   flags           the bits in which forward stores for each unit what backward needs of the activation (see
-//                   ngcf_layer.h)
+//   propagated_p    P @ features from the forward pass, without "+I"
+//   propagated_q    Q @ features from the forward pass, without "+I"; empty if both matrices are the same
+//   flags           bits that the forward pass stores for each unit, from which the backward pass computes the gradient
+//                   of the activation (see ngcf_layer.h)
 #include "ngcf_layer/ngcf_layer.h"
 
 #include <ATen/Dispatch.h>
@@ -89,8 +89,8 @@ void find_rows(const NgcfArguments& args, Tensor& self_index) {
   }
 }
 
-// Returns, for each row of the result, the index in `features` of the same node; undefined if that is row i for every
-// row i.
+// Returns, for each row of the result, the index in `features` of the same node. Returns an undefined tensor if the
+// index of every row i is i.
 template <Kernels kernels>
 Tensor make_self_index(const NgcfArguments& args) {
   if (!args.columns.defined()) return args.rows;

@@ -23,9 +23,8 @@ template <typename T>
 struct NgcfRows {
   int64_t n_rows, n_in;
   const T* features;          // [n_columns, n_in]
-  const int64_t* self_index;  // [n_rows]: the row in `features` of each row's own node; null: row i is node i
-  // [n_rows, n_in]: features multiplied by the matrices of P and of Q without "+I"; equal pointers if these are the
-  // same
+  const int64_t* self_index;  // [n_rows]: self_index[i] is the row of `features` for row i's node; null: it is row i
+  // [n_rows, n_in]: P and Q, both without the identity of "+I", times features; equal pointers if P and Q then agree
   const T *propagated_p, *propagated_q;
   bool p_adds_identity, q_adds_identity;
 

@@ -56,7 +56,8 @@ struct TiledCatalogue {
     return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % kRowAlignment == 0;
   }
 
-  // Returns the tile of queries [first, first + n) and `rows` [tile_items, width], which start with item first_item.
+  // Returns the tile of queries [first, first + n) and `rows` [tile_items, width], which start with item first_item. If
+  // `rows` are those of targets, first_item must be 0: extract_target_scores needs the biases of all items.
   template <typename T>
   ScoreTile<T> multiply(int64_t first, int64_t n, const Tensor& rows, int64_t first_item) const {
     Tensor out = products.narrow(0, 0, n * tile_items).view({n, tile_items});

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kRankingThreads) gather_targets_kernel(TargetR
 
 // Writes the score of each query's target: the diagonal of the product of the queries with the targets' rows.
 //
-// Launch: one dimension, any number of blocks of kRankingThreads; threads loop over queries. Bytes: 12 to 24 per query.
+// Launch: one dimension, any number of blocks of kRankingThreads; threads loop over queries. Bytes: 8 to 32 per query.
 // Bottleneck: the launch itself.
 template <typename T>
 __global__ void __launch_bounds__(kRankingThreads)

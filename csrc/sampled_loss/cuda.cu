@@ -78,7 +78,7 @@ __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t r
   using Number = Stored<Operand>;
   const T masked = -static_cast<T>(INFINITY);
   const int64_t columns = p.columns(), first_item = p.first_item(), target_column = p.in_batch ? row : -1;
-  const int64_t n_targets = p.in_batch ? p.m : 0;  // the first columns
+  const int64_t n_targets = p.in_batch ? p.m : 0;  // the targets are the first columns
   const auto offset = [&](int64_t j) { return p.offsets == nullptr ? T{0} : p.offsets[j]; };
   const auto count = [&](int64_t j) { return p.count == nullptr || j < n_targets ? T{1} : p.count[j - n_targets]; };
   if (p.live != nullptr && !p.live[row]) {
@@ -125,7 +125,7 @@ __device__ __forceinline__ void make_loss(const ScoreRows<Operand>& p, int64_t r
 // top1-max the bottleneck may also be exp: four or more calls per column take about as long.
 //
 // Hazard: each thread reads and writes only its own columns of x and grads, so no barrier is needed between the passes.
-// All threads read the own target's score. The gradient of this score may overwrite the score, so the gradient is
+// All threads read the score of the row's own target. The gradient of this score may overwrite it, so the gradient is
 // written after the barriers of block_sums.
 template <typename Operand, RankingLoss kLoss>
 __global__ void __launch_bounds__(kLossThreads, kBlocksPerSm<typename Stored<Operand>::Sum>)

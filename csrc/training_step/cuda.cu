@@ -12,8 +12,8 @@
 namespace grf::cuda {
 
 constexpr int kStepThreads = 256;
-// The number of blocks that must fit on an SM, which limits a thread to 80 registers. Without this limit ptxas spills
-// registers.
+// Minimum number of resident blocks per SM: a thread may use 80 registers. Without it, the compiler makes room for more
+// blocks and spills registers.
 constexpr int kStepBlocksPerSm = 3;
 
 // Copies N columns of row index[i], starting at `column`.

@@ -63,14 +63,14 @@ class OutputTable {
   Precision precision() const { return options_.precision; }
   const RowTable<T>& weight() const { return weight_; }
 
-  // Lets `score` compute the scores of ceil(m / n_tiles) of the m live lanes at a time, in memory for these lanes. With
-  // several tiles, the gradients of the table must be stored.
+  // Lets `score` compute the scores of ceil(m / n_tiles) of the m live lanes at a time, which needs memory for these
+  // lanes only. With several tiles, `score` must be called with `store`.
   void set_tiles(int64_t n_tiles) { n_tiles_ = n_tiles; }
 
   // Scores one step: hidden [B, H] against targets [B] (-1 in dead lanes, which have no session left) and negatives
   // [n]. Returns the loss, summed over live lanes and divided by batch_size. Computes grad_hidden [B, H], the gradient
   // of the loss times `loss_scale`. With `store`, also computes the gradients of the table and stores them until
-  // apply_stored. Without it, the caller must not change the arguments until it has called `update`.
+  // apply_stored. Without `store`, the caller must not change the arguments until it has called `update`.
   double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
                double loss_scale, T* grad_hidden, bool store);
 
@@ -102,14 +102,14 @@ class OutputTable {
   // Updates the table by the stored gradients, then clears them.
   void apply_stored(const AdagradOptions<T>& options);
 
-  // For an update from one step, first half: collects the gradients of rows as targets and as the `inputs` [n], and the
-  // gradients of the biases.
+  // For an update from one step, first half: collects the gradients of the targets' rows, of the rows of `inputs` [n],
+  // and of the biases.
   void prepare_update(const int64_t* inputs, int64_t n, const T* grad_inputs);
 
   // For an update from one step, second half: updates the table without storing its gradients. The row of each distinct
   // negative is updated as soon as its gradient as a negative is computed, together with the gradients that
-  // prepare_update has collected. After that, the rows that are not negatives are updated. The only
-  // allocations are small ones inside the matrix product.
+  // prepare_update has collected. After that, the rows that are not negatives are updated. The only allocations are
+  // small ones inside the matrix product.
   void update(const AdagradOptions<T>& options);
 
   // Frees the memory that the functions have allocated, and the stored gradients.
@@ -151,9 +151,9 @@ class OutputTable {
   // Used by `update`: gradients of rows as targets and as inputs.
   Vector<int64_t> other_rows_;                      // the row of each gradient
   T *other_grad_ = nullptr, *bias_grad_ = nullptr;  // the gradients of rows, and of the biases of all columns
-  const int64_t* other_order_ = nullptr;            // their positions, sorted by row
-  Vector<OtherGradients> for_negatives_;            // the gradients of each distinct negative; may be none
-  Vector<OtherGradients> for_other_rows_;           // the gradients of each row that is not a negative
+  const int64_t* other_order_ = nullptr;            // positions in other_rows_, sorted by row
+  Vector<OtherGradients> for_negatives_;            // for each distinct negative; n may be 0
+  Vector<OtherGradients> for_other_rows_;           // for each other row that is not a negative
 
   RowGradients<T> stored_weight_, stored_bias_;
 };

@@ -26,9 +26,9 @@ class RereadRequired(Exception):
 class TableReader:
     """Reads a table as frames of ids and times with uniform types.
 
-    Ids of a table keep the kind of their column, Int64 or String. Ids of a text file become Int64, or String if any id
-    of the column is not a plain integer ("007" is another id than "7"). Times become Int64 or Float64. In text, blanks
-    around values are removed. A value that is missing or unreadable raises an error with its column and row.
+    Ids of a text file become Int64, or String if any id of the column is not a plain integer ("007" is another id than
+    "7"). Ids of other tables become Int64 or String, as their column. Times become Int64 or Float64. In a text file,
+    blanks around values are removed. A value that is missing or unreadable raises an error with its column and row.
 
     Args:
         table: the table to read.
@@ -177,7 +177,8 @@ class TableReader:
         """Raise ValueError for the first row in which the mask is True."""
         if mask.any():
             index = mask.arg_true()[0]
-            value = frame[role].dtype if frame[role].dtype.is_temporal() else frame[role][index]  # not all dates print
+            # Dates are not shown, because Python cannot represent all of them.
+            value = frame[role].dtype if frame[role].dtype.is_temporal() else frame[role][index]
             raise ValueError(
                 f"{self._label(role)}, row {frame['row'][index] + 1} (the first after the header is 1), "
                 f"value {value!r:.80}: {problem}"

@@ -23,7 +23,7 @@ from gru4rec_fast.models import GraphRecommender, GRU4Rec
 from gru4rec_fast.nn import SessionNetwork
 
 _OPSET, _IR_VERSION = 17, 8  # of ONNX 1.12 (2022), so that older runtimes read the files
-_MAX_FILE_BYTES = 1 << 30  # protobuf allows 2 GiB in a file; from here on, the weights are in a second file
+_MAX_FILE_BYTES = 1 << 30  # protobuf allows 2 GiB in a file; larger weights are written to a second file
 
 _Constants = dict[str, np.ndarray]  # the constants of an ONNX graph by name
 
@@ -172,7 +172,8 @@ def _graph_model(users: Tensor, items: Tensor, k: int | None) -> tuple[str, _Con
         "user_table": _array(users),
         "item_table": _array(items),
         "zero": np.array(0),
-        "out_of_range": np.array(len(users)),  # Gather fails, while it takes -1 for the last user
+        # Replaces negative users, so that Gather fails. It would take -1 for the last user.
+        "out_of_range": np.array(len(users)),
         "minus_infinity": _array(items.new_full((), -torch.inf)),
         # ScatterElements takes -1 for the last column, so it gets an additional column.
         "one_column": np.array([0, 0, 0, 1]),

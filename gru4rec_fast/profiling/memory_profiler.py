@@ -45,7 +45,7 @@ class _Phase:
 
 @dataclass
 class _OpenPhase:
-    """A phase that has begun and not ended, with the counts at its begin."""
+    """A phase that has begun and not ended: the counts at its begin, and its peak so far."""
 
     phase: _Phase
     started: float
@@ -76,8 +76,8 @@ class MemoryProfiler:
 
     Args:
         device: the device whose memory is recorded.
-        count_copies: count the bytes that are copied between host and device. None: if `device` is not the CPU, because
-            a Python function is then called for each operator of torch.
+        count_copies: count the bytes that are copied between host and device. To count, a Python function is called for
+            each operator of torch. None: only if `device` is not the CPU.
         record_history: GPU only; record each allocation with its stack, for `save_snapshot`. It takes time.
 
     Raises:
@@ -102,15 +102,15 @@ class MemoryProfiler:
         self._open: list[_OpenPhase] = []
         self._timeline: deque[TimelineSample] = deque(maxlen=_TIMELINE_SAMPLES)
         self._n_samples = 0
-        self._resident: PeakMemory | None = None
-        self._resident_bytes = (0, float("-inf"))  # the last sample and its time
+        self._resident_peak: PeakMemory | None = None
+        self._resident_sample = (0, float("-inf"))  # resident bytes and the time when they were read
         self._entered: ExitStack | None = None
 
     def __enter__(self) -> Self:
         if active_profiler() is not None:
             raise RuntimeError("another MemoryProfiler records in this thread; leave its context first")
         with ExitStack() as stack:
-            self._resident = self._resident or PeakMemory()
+            self._resident_peak = self._resident_peak or PeakMemory()
             if self._counts_copies:
                 stack.enter_context(self._copies)
             self._counter.start()
@@ -191,8 +191,8 @@ class MemoryProfiler:
     def track(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Report the bytes of a module's parameters, buffers and gradients and of the optimizer's state.
 
-        No hooks are installed, so the fused step can still train the module. It reports no gradients, because it does
-        not store them in the parameters.
+        No hooks are installed, so the fused step can still train the module. The report then has no gradients, because
+        the fused step does not store them in the parameters.
         """
         self._tensors.track(module, optimizer)
 
@@ -244,14 +244,14 @@ class MemoryProfiler:
         return allocated - freed
 
     def report(self) -> MemoryReport:
-        """Return what was recorded so far. A phase that is still open counts up to its last end."""
+        """Return what was recorded so far. Of a phase that is still open, only earlier calls count."""
         return MemoryReport(
             device=str(self.device),
             phases=[replace(phase.memory) for phase in _walk(self._root)],
             tensors=self._tensors.summary(),
             copies=self._copies.summary() if self._counts_copies else None,
             resident_bytes=resident_bytes(),
-            peak_resident_bytes=0 if self._resident is None else self._resident.bytes,
+            peak_resident_bytes=0 if self._resident_peak is None else self._resident_peak.bytes,
             timeline=list(self._timeline),
             dropped_samples=self._n_samples - len(self._timeline),
         )
@@ -267,8 +267,8 @@ class MemoryProfiler:
     def _read(self) -> tuple[float, _Counts]:
         """Return the time and the counts of now; sample the resident size if the last sample is old."""
         counts, now = self._counter.read(), time.perf_counter()
-        if now - self._resident_bytes[1] > _SECONDS_PER_RESIDENT_SAMPLE:
-            self._resident_bytes = resident_bytes(), now
+        if now - self._resident_sample[1] > _SECONDS_PER_RESIDENT_SAMPLE:
+            self._resident_sample = resident_bytes(), now
         return now, counts
 
     def _begin(self, phase: _Phase, seconds: float, counts: _Counts) -> None:
@@ -296,7 +296,7 @@ class MemoryProfiler:
                 break
 
     def _sample(self, phase: _Phase, seconds: float, is_end: bool, live_bytes: int, peak_bytes: int) -> None:
-        resident = self._resident_bytes[0]
+        resident = self._resident_sample[0]
         self._timeline.append(TimelineSample(seconds, phase.memory.path, is_end, live_bytes, peak_bytes, resident))
         self._n_samples += 1
 

@@ -43,8 +43,8 @@ class Callback:
                     trainer.stop()
 
     Every method gets the `gru4rec_fast.training.Trainer`: its `network`, `optimizer`, `position`, `options`, `history`
-    and `best_epoch` can be read, and `trainer.stop()` ends the training, see there. Callbacks are called in the order
-    of the list, between two updates of the weights, in the thread that trains.
+    and `best_epoch` can be read, and `trainer.stop()` ends the training. Callbacks are called in the order of the list,
+    between two updates of the weights, in the thread that trains.
 
     An error in a method ends the training and is raised by `fit` or `Trainer.run`. The run folder keeps the checkpoints
     that were written before, from which the training can be resumed. Checkpoints contain no state of callbacks.
@@ -97,7 +97,7 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
 
 @contextmanager
 def started(callbacks: Iterable[Callback], trainer: Any) -> Iterator[None]:
-    """Call `on_fit_start` of all callbacks when the context is entered, and `on_fit_end` of those when it is left."""
+    """Call `on_fit_start` of all callbacks on entry to the context, and `on_fit_end` of the started ones on exit."""
     with ExitStack() as stack:
         for callback in callbacks:
             callback.on_fit_start(trainer)

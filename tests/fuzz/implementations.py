@@ -46,7 +46,8 @@ def _in_place(function: Callable[..., None]) -> Callable[..., list[Tensor | None
 
 
 def _alias_table(impl: str, mass: Tensor) -> list[Tensor | None]:
-    support = mass % 7 + (mass == mass.max())  # at least one is not 0
+    # A valid call has masses, the operator's argument. Any integers can be a support, if at least one is not 0.
+    support = mass % 7 + (mass == mass.max())
     table = ops.build_alias_table(support, 0.5, impl=impl)
     return [table.threshold, table.alias, table.log_prob]
 
@@ -121,6 +122,7 @@ def _is_close(native: Tensor, reference: Tensor, oracle: Tensor) -> bool:
     if not native.is_floating_point():
         return torch.equal(native, reference)
     finite = oracle.isfinite() & reference.isfinite()
+    # Elsewhere, the native result must equal the reference or be NaN everywhere. (NaN does not equal NaN.)
     if not torch.equal(native[~finite], reference[~finite].to(native.dtype)) and not native[~finite].isnan().all():
         return False
     exact = oracle[finite].double()
@@ -135,7 +137,7 @@ def _make(op: str, seed: int) -> Any:
 
 
 def _rounds_gradients(case: Any) -> bool:
-    """Return whether only the native kernel rounds gradients of scores, see docs/ops/sampled_loss.md."""
+    """Return whether the native kernel rounds gradients to bfloat16, unlike autograd (docs/ops/sampled_loss.md)."""
     return case["op"] == "sampled_loss" and case["arguments"]["hidden"]["dtype"] == "bfloat16"
 
 

@@ -67,9 +67,8 @@ size_t max_dynamic_shared_bytes(const void* function);
 void set_max_dynamic_shared_bytes(const void* function, size_t bytes);
 size_t shared_limit();
 
-// For tests: sets the bytes of shared memory that a block can have at most, for the kernels that are launched after it:
-// 48 KB (which need no larger limit of the kernel) as long as it is not set; 99 KB on sm_86, 163 KB on sm_80, 227 KB on
-// sm_90 and sm_100.
+// For tests: sets the maximum bytes of shared memory of a block, for later launches: 99 KB on sm_86, 163 KB on sm_80,
+// 227 KB on sm_90 and sm_100. The default is 48 KB, for which a kernel does not have to raise its own limit.
 void set_shared_limit(size_t bytes);
 // For tests: sets the number of threads in the __launch_bounds__ of each kernel, by its name without namespace.
 void set_launch_bounds(const std::map<std::string, unsigned>& threads);
