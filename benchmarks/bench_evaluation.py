@@ -44,7 +44,6 @@ from gru4rec_fast import LightGCN, ops, profiling
 from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore
 from gru4rec_fast.evaluation import evaluate_graph, evaluate_sessions, evaluating
 from gru4rec_fast.models import recommend
-from gru4rec_fast.models.builders import build_lightgcn_network
 from gru4rec_fast.nn import SessionNetwork
 
 LOG, WIDTH, LANES = "diginetica", 100, 512
@@ -203,8 +202,7 @@ def work_on_users(task: str, degrees: list[int]) -> Callable[[], Any]:
     """Return a function that ranks the items that each user does not have, in an evaluation or to recommend them."""
     train = make_graph(degrees)
     if task == "recommend":
-        model = LightGCN(embedding_dim=64, n_layers=1)
-        model.graph, model.network = train, build_lightgcn_network(model, train)
+        model = LightGCN(embedding_dim=64, n_layers=1, n_epochs=1, batch_size=10_000).fit(train)
         return partial(model.recommend, train.users.ids)
     embeddings = torch.randn(train.n_nodes, 64, generator=torch.Generator().manual_seed(0))
     unseen = np.full(train.n_users, 300_050)
