@@ -31,8 +31,9 @@ void fill(const DropoutMask& mask, bits_t* out) {
   at::parallel_for(0, mask.steps * mask.lanes, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       fill_row(out + row * mask.units, static_cast<uint32_t>(mask.units), mask.philox_stream,
-               mask.first_step + static_cast<uint32_t>(row / mask.lanes), static_cast<uint32_t>(row % mask.lanes),
-               mask.seed, mask.threshold, static_cast<bits_t>(mask.keep_bits));
+               mask.first_step + static_cast<uint32_t>(row / mask.lanes),
+               static_cast<uint32_t>(mask.first_lane + row % mask.lanes), mask.seed, mask.threshold,
+               static_cast<bits_t>(mask.keep_bits));
     }
   });
 }

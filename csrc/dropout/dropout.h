@@ -18,6 +18,7 @@ struct DropoutMask {
   uint64_t keep_bits;  // bit pattern of 1 / (1 - p) in the mask's dtype
   int element_bytes;
   const int64_t* counter = nullptr;  // CUDA: its value is added to the step; null: nothing is added
+  int64_t first_lane = 0;            // CPU: number of the mask's first lane
 };
 
 // Writes the mask to `out`, an array of steps * lanes * units elements, on the CPU.

@@ -64,6 +64,14 @@ std::unique_ptr<FusedTrainingStep> make_step(const std::optional<Parameter>& emb
   return FusedTrainingStep::make(network, options, log_support.value_or(at::Tensor()), steps, accumulate);
 }
 
+// Returns the function that calls a Python function with a tensor. Takes the GIL for the call.
+std::function<void(const at::Tensor&)> call_python(const py::function& function) {
+  return [function](const at::Tensor& tensor) {
+    const py::gil_scoped_acquire lock;
+    function(tensor);
+  };
+}
+
 using BlockTuple = std::tuple<double, int64_t, int64_t>;  // loss, steps, events
 
 // Runs updates. Returns a tuple for each block, and whether the epoch is over.
@@ -71,9 +79,9 @@ std::pair<std::vector<BlockTuple>, bool> run(FusedTrainingStep& step, SessionBat
                                              const std::optional<NegativeSampler>& sampler, int64_t min_live,
                                              int64_t first_step, int64_t updates, const std::vector<at::Tensor>& hidden,
                                              double lr, double momentum, double eps, int64_t n_tiles,
-                                             AllocationCounter* counter) {
+                                             AllocationCounter* counter, const ProcessShare* share) {
   const RunRecord record = step.run(batcher, sampler.value_or(NegativeSampler{}), min_live, first_step, updates, hidden,
-                                    Adagrad{lr, momentum, eps}, n_tiles, poll_signals, listener_of(counter));
+                                    Adagrad{lr, momentum, eps}, n_tiles, poll_signals, listener_of(counter), share);
   std::vector<BlockTuple> blocks;
   for (const BlockRecord& block : record.blocks) blocks.emplace_back(block.loss, block.steps, block.events);
   return {std::move(blocks), record.finished};
@@ -103,6 +111,11 @@ void bind_training(py::module_& m) {
                              "The training log and the lanes' positions in it, as in ops.session_batch.")
       .def(py::init<at::Tensor, at::Tensor, OptionalTensor, at::Tensor, at::Tensor, at::Tensor>(), "items"_a,
            "offsets"_a, "order"_a, "lane_session"_a, "lane_position"_a, "cursor"_a);
+  py::class_<ProcessShare>(m, "ProcessShare", "The lanes of one of several processes, and how sums are computed.")
+      .def(py::init([](int64_t first, int64_t n, const py::function& sum) {
+             return ProcessShare{{first, n}, call_python(sum)};
+           }),
+           "first"_a, "n"_a, "sum"_a);
   const py::call_guard<py::gil_scoped_release> without_gil;  // other Python threads run meanwhile
   py::class_<FusedTrainingStep>(m, "FusedTrainingStep", "See gru4rec_fast/training/fused_step.py.")
       .def(py::init(&make_step), py::kw_only(), "embedding"_a, "one_hot"_a, "layers"_a, "output_weight"_a,
@@ -112,7 +125,7 @@ void bind_training(py::module_& m) {
       .def_property_readonly("n_begun", &FusedTrainingStep::n_begun,
                              "The number of updates that have begun to change the weights.")
       .def("run", &run, without_gil, py::kw_only(), "batcher"_a, "sampler"_a, "min_live"_a, "first_step"_a, "updates"_a,
-           "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "counter"_a,
+           "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "counter"_a, "share"_a,
            "Run updates; return (loss, steps, events) of each block and whether the epoch is over.")
       .def("train_block", &train_block, without_gil, py::kw_only(), "inputs"_a, "targets"_a, "reset"_a, "negatives"_a,
            "first_step"_a, "hidden"_a, "lr"_a, "momentum"_a, "eps"_a, "n_tiles"_a, "counter"_a,

@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <chrono>
@@ -22,16 +23,22 @@ namespace {
 constexpr int64_t kMinLanesPerThread = 16;         // fewer lanes do not fill the tiles of a matrix product
 constexpr int64_t kCacheBytes = int64_t{1} << 20;  // the part of a core's L2 that output rows may use
 
-// T steps of a mini-batch with B lanes and n negatives per step.
+// T steps of a mini-batch with B lanes and n negatives per step, and the targets of n_others lanes of other processes.
 struct Block {
   StepRange range;
   const int64_t *inputs, *targets;  // [T, B], -1 in dead lanes
   const bool* reset;                // [T, B]
   const int64_t* negatives;         // [T, n]
   int64_t n;
+  const int64_t* other_targets = nullptr;  // [T, n_others], -1 in dead lanes
+  int64_t n_others = 0;
 
-  // Returns the number of pairs of input and target.
-  int64_t n_events() const { return range.rows() - std::count(targets, targets + range.rows(), int64_t{-1}); }
+  // Returns the number of pairs of input and target, those of other processes included.
+  int64_t n_events() const {
+    const int64_t others = range.steps * n_others;
+    return range.rows() + others - std::count(targets, targets + range.rows(), int64_t{-1}) -
+           std::count(other_targets, other_targets + others, int64_t{-1});
+  }
 };
 
 // Checks the item indices of inputs and targets.
@@ -146,6 +153,7 @@ class StepImpl final : public FusedTrainingStep {
     check_events(block, output_.n_items());
     check_negatives(block, output_.n_items());
     states_ = state_pointers(hidden, shape[1]);
+    share_ = nullptr;
     set_tiles(n_tiles, /*steps_per_update=*/shape[0]);
     try {
       clear_gradients();
@@ -162,10 +170,14 @@ class StepImpl final : public FusedTrainingStep {
 
   RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
                 int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer, int64_t n_tiles,
-                const std::function<void()>& poll, const PhaseListener& on_phase) override {
+                const std::function<void()>& poll, const PhaseListener& on_phase, const ProcessShare* share) override {
     const BusyGuard guard(*this);
     on_phase_ = on_phase ? &on_phase : nullptr;
-    states_ = state_pointers(hidden, batcher.n_lanes());
+    share_ = share;
+    const Lanes own = own_lanes(batcher);
+    TORCH_CHECK_VALUE(0 <= own.first && 0 < own.n && own.first + own.n <= batcher.n_lanes(), "lanes [", own.first, ", ",
+                      own.first + own.n, "): must be a part of the ", batcher.n_lanes(), " lanes, and not empty");
+    states_ = state_pointers(hidden, own.n);
     set_tiles(n_tiles, steps_ * accumulate_);
     const NegativeDraws draws = make_negative_draws(sampler, output_.n_items());
     const AdagradOptions<T> options = adagrad_options(optimizer);
@@ -178,7 +190,7 @@ class StepImpl final : public FusedTrainingStep {
       } catch (const std::exception& error) {
         if (!is_out_of_memory(error)) throw;
         batcher.read_state();
-        restore_states(batcher.n_lanes());
+        restore_states(own.n);
         release_memory();
         if (i == 0) throw;
         record.blocks.resize(n_blocks), record.finished = false;
@@ -195,8 +207,9 @@ class StepImpl final : public FusedTrainingStep {
   // the loss is infinite or NaN.
   bool run_update(SessionBatcher& batcher, const NegativeDraws& draws, const NegativeSampler& sampler, int64_t min_live,
                   int64_t& first_step, const AdagradOptions<T>& options, RunRecord& record) {
-    save_states(batcher.n_lanes());
+    save_states(own_lanes(batcher).n);
     clear_gradients();
+    const size_t first_block = record.blocks.size();
     int64_t pending = 0;  // number of blocks whose gradients are computed but not applied
     while (pending < accumulate_ && !record.finished) {
       const Block block = next_block(batcher, draws, sampler, min_live, first_step);
@@ -204,27 +217,98 @@ class StepImpl final : public FusedTrainingStep {
       if (block.range.steps == 0) break;
       record.blocks.push_back(
           {forward_backward(block, 1.0 / static_cast<double>(accumulate_)), block.range.steps, block.n_events()});
-      if (!std::isfinite(record.blocks.back().loss)) return false;
+      if (share_ == nullptr && !std::isfinite(record.blocks.back().loss)) return false;
       compute_gradients(block, pending++ > 0);
       first_step += block.range.steps;
     }
     if (pending == 0) return true;
     // Each block's loss was divided by accumulate_. At the end of the epoch there may be fewer blocks.
     if (pending < accumulate_) scale_gradients(static_cast<T>(accumulate_) / static_cast<T>(pending));
+    if (share_ != nullptr) {
+      sum_over_processes(record.blocks.data() + first_block, static_cast<int64_t>(record.blocks.size() - first_block));
+      for (size_t i = first_block; i < record.blocks.size(); ++i) {
+        if (!std::isfinite(record.blocks[i].loss)) {
+          record.blocks.resize(i + 1);
+          return false;
+        }
+      }
+    }
     update(options);
     return true;
+  }
+
+  // Replaces losses and gradients by their sums over all processes. All processes call this for every update, with the
+  // same rows: those that the lanes of all processes read.
+  void sum_over_processes(BlockRecord* blocks, int64_t n_blocks) {
+    begin_phase("exchange");
+    // After the exchange, other processes update their weights. So an error here must not lead to a second attempt.
+    n_begun_.fetch_add(1, std::memory_order_relaxed);
+    change_weights([&] {
+      const bool separate = network_.embedding.defined();
+      const int64_t n_input_rows = separate ? unique_rows(input_rows_, embedding_.n_rows) : 0;
+      const int64_t n_bias_rows = unique_rows(column_rows_, output_.n_items());
+      weight_rows_.assign(column_rows_.begin(), column_rows_.end());
+      if (!separate) weight_rows_.insert(weight_rows_.end(), input_rows_.begin(), input_rows_.end());
+      const int64_t n_weight_rows = unique_rows(weight_rows_, output_.n_items());
+      int64_t n_dense = 0;
+      stack_.for_each_gradient([&](const T*, int64_t size) { n_dense += size; });
+      const int64_t width = output_.width(), input_width = embedding_.width;
+      const at::Tensor sums =
+          at::zeros({n_blocks + n_dense + n_weight_rows * width + n_bias_rows + n_input_rows * input_width},
+                    at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+      T* const losses = sums.mutable_data_ptr<T>();
+      T *const dense = losses + n_blocks, *const weight = dense + n_dense, *const bias = weight + n_weight_rows * width,
+               *const inputs = bias + n_bias_rows;
+      for (int64_t i = 0; i < n_blocks; ++i) losses[i] = static_cast<T>(blocks[i].loss);
+      T* position = dense;
+      stack_.for_each_gradient([&](const T* grad, int64_t size) { position = std::copy_n(grad, size, position); });
+      output_.stored_weight().add_to(weight_rows_.data(), n_weight_rows, width, weight);
+      output_.stored_bias().add_to(column_rows_.data(), n_bias_rows, /*width=*/1, bias);
+      if (separate) grad_embedding_.add_to(input_rows_.data(), n_input_rows, input_width, inputs);
+
+      share_->sum(sums);
+
+      for (int64_t i = 0; i < n_blocks; ++i) blocks[i].loss = losses[i];
+      const T* sum = dense;
+      stack_.for_each_gradient([&](T* grad, int64_t size) {
+        std::copy_n(sum, size, grad);
+        sum += size;
+      });
+      output_.stored_weight().assign(weight_rows_.data(), n_weight_rows, width, weight);
+      output_.stored_bias().assign(column_rows_.data(), n_bias_rows, /*width=*/1, bias);
+      output_.reserve_for_apply();
+      if (separate) {
+        grad_embedding_.assign(input_rows_.data(), n_input_rows, input_width, inputs);
+        grad_embedding_.reserve_for_apply();
+      }
+    });
+  }
+
+  // Sorts rows and removes duplicates and -1, in place. Returns how many are left.
+  static int64_t unique_rows(Vector<int64_t>& rows, int64_t n_rows) {
+    rows.erase(std::remove(rows.begin(), rows.end(), int64_t{-1}), rows.end());
+    const int64_t n = static_cast<int64_t>(rows.size());
+    Vector<int64_t> buffer(static_cast<size_t>(2 * n));
+    const int64_t* sorted = sort_rows(rows.data(), n, n_rows, buffer.data(), buffer.data() + n);
+    rows.erase(std::unique_copy(sorted, sorted + n, rows.begin()), rows.end());
+    return static_cast<int64_t>(rows.size());
+  }
+
+  // Returns the lanes that this process computes.
+  Lanes own_lanes(const SessionBatcher& batcher) const {
+    return share_ == nullptr ? Lanes{0, batcher.n_lanes()} : share_->lanes;
   }
 
   void set_tiles(int64_t n_tiles, int64_t steps_per_update) {
     TORCH_CHECK_VALUE(n_tiles > 0, "n_tiles=", n_tiles, ": must be positive");
     output_.set_tiles(n_tiles);
-    single_step_ = steps_per_update == 1 && n_tiles == 1;
+    single_step_ = steps_per_update == 1 && n_tiles == 1 && share_ == nullptr;
   }
 
-  // Copies the hidden states, for restore_states. Nothing is done with one block per update, since then the states are
-  // written after all allocations.
+  // Copies the hidden states, for restore_states. Nothing is done with one block per update in one process, since then
+  // the states are written after all allocations.
   void save_states(int64_t lanes) {
-    if (accumulate_ == 1) return;
+    if (accumulate_ == 1 && share_ == nullptr) return;
     int64_t width = 0;
     for (size_t layer = 0; layer < states_.size(); ++layer) width += state_width(layer);
     T* copy = saved_states_.reserve(lanes * width);
@@ -250,7 +334,8 @@ class StepImpl final : public FusedTrainingStep {
   void release_memory() {
     stack_.release_memory();
     output_.release_memory();
-    release(grad_embedding_, events_, negatives_, reset_, x_, masks_, grad_hidden_, saved_states_);
+    release(grad_embedding_, events_, negatives_, reset_, x_, masks_, grad_hidden_, saved_states_, own_events_,
+            own_reset_, input_rows_, column_rows_, weight_rows_);
   }
 
   void begin_phase(const char* name) const {
@@ -292,13 +377,36 @@ class StepImpl final : public FusedTrainingStep {
       ++steps;
     }
     int64_t* negatives = negatives_.reserve(steps * sampler.n);
-    const Block block{{steps, lanes, first_step}, inputs, targets, reset, negatives, sampler.n};
+    Block block{{steps, lanes, first_step}, inputs, targets, reset, negatives, sampler.n};
     check_counters(sampler.seed, first_step, steps);
     draws.steps = steps;
     draws.first_step = static_cast<uint32_t>(first_step);
     draws.items = negatives;
     if (sampler.n > 0) draw_negatives(draws);
-    return block;
+    if (share_ == nullptr) return block;
+    input_rows_.insert(input_rows_.end(), inputs, inputs + block.range.rows());
+    column_rows_.insert(column_rows_.end(), targets, targets + block.range.rows());
+    column_rows_.insert(column_rows_.end(), negatives, negatives + steps * sampler.n);
+    return own_part(block);
+  }
+
+  // Returns the part of a block that this process computes.
+  Block own_part(const Block& block) {
+    const Lanes own = share_->lanes;
+    const int64_t steps = block.range.steps, lanes = block.range.lanes, n_others = lanes - own.n;
+    int64_t *inputs = own_events_.reserve(steps * (lanes + own.n)), *targets = inputs + steps * own.n,
+            *others = targets + steps * own.n;
+    bool* reset = own_reset_.reserve(steps * own.n);
+    for (int64_t t = 0; t < steps; ++t) {
+      const int64_t begin = t * lanes, first = begin + own.first, last = first + own.n;
+      std::copy_n(block.inputs + first, own.n, inputs + t * own.n);
+      std::copy_n(block.targets + first, own.n, targets + t * own.n);
+      std::copy_n(block.reset + first, own.n, reset + t * own.n);
+      int64_t* other = std::copy(block.targets + begin, block.targets + first, others + t * n_others);
+      std::copy(block.targets + last, block.targets + begin + lanes, other);
+    }
+    const StepRange range{steps, own.n, block.range.first, own.first};
+    return {range, inputs, targets, reset, block.negatives, block.n, others, n_others};
   }
 
   // Runs forward and backward, without the gradients of the parameters, which compute_gradients and `update` compute.
@@ -338,7 +446,8 @@ class StepImpl final : public FusedTrainingStep {
     for (int64_t t = 0; t < range.steps; ++t) {
       const int64_t row = t * range.lanes, width = output_.width();
       sum += output_.score(stack_.output() + row * width, block.targets + row, range.lanes,
-                           block.negatives + t * block.n, block.n, loss_scale, grad + row * width, !single_step_);
+                           block.other_targets + t * block.n_others, block.n_others, block.negatives + t * block.n,
+                           block.n, loss_scale, grad + row * width, !single_step_);
     }
     begin_phase("backward");
     backward(block, all, grad);
@@ -394,7 +503,7 @@ class StepImpl final : public FusedTrainingStep {
   // Updates the parameters. compute_gradients must have run for all blocks of the update.
   void update(const AdagradOptions<T>& options) {
     begin_phase("update");
-    n_begun_.fetch_add(1, std::memory_order_relaxed);
+    if (share_ == nullptr) n_begun_.fetch_add(1, std::memory_order_relaxed);  // otherwise counted by the exchange
     change_weights([&] {
       if (single_step_) {
         stack_.compute_gradients_and_update(options);
@@ -415,6 +524,7 @@ class StepImpl final : public FusedTrainingStep {
   void clear_gradients() {
     output_.clear_gradients();
     grad_embedding_.clear();
+    input_rows_.clear(), column_rows_.clear();
   }
 
   void scale_gradients(T factor) {
@@ -431,11 +541,17 @@ class StepImpl final : public FusedTrainingStep {
 
   bool single_step_ = false;  // true if an update consists of one step, so that its gradients need not be stored
   const PhaseListener* on_phase_ = nullptr;  // of the current call; null if nobody listens
+  const ProcessShare* share_ = nullptr;      // of the current call; null if this process trains alone
   std::vector<T*> states_;
   T* mask_ = nullptr;  // the dropout mask of the embeddings in masks_, or null
   RowGradients<T> grad_embedding_;
   Buffer<int64_t> events_, negatives_;
   Buffer<bool> reset_;
+  // With several processes: this process's part of a block, and the rows that all lanes of the update read: of the
+  // embedding as inputs, of the output table as columns of the scores, and both if they are one table.
+  Buffer<int64_t> own_events_;
+  Buffer<bool> own_reset_;
+  Vector<int64_t> input_rows_, column_rows_, weight_rows_;
   Buffer<T> x_, masks_, grad_hidden_, saved_states_;
 };
 

@@ -44,7 +44,15 @@ struct Adagrad {
   double lr, momentum, eps;
 };
 
-// The result of one block.
+// The part of a training that this process computes, if several processes train copies of one network: some lanes of
+// each mini-batch. The other lanes' targets are negatives, as in one process.
+struct ProcessShare {
+  Lanes lanes;
+  // Replaces the elements of a tensor by their sums over all processes. All processes call it in the same order.
+  std::function<void(const at::Tensor&)> sum;
+};
+
+// The result of one block. With several processes, it is that of all lanes.
 struct BlockRecord {
   double loss;            // mean over the steps
   int64_t steps, events;  // events: pairs of input and target
@@ -105,9 +113,13 @@ class FusedTrainingStep {
   // that loss is then in the last BlockRecord. Also stops before an update that runs out of memory; only if this is the
   // first update of the call, the error is thrown. `poll` is called between updates, about every 50 ms. If `poll`
   // throws, the run ends after a complete update.
+  //
+  // `share` is null if this process trains alone. Otherwise `hidden` has the states of this process's lanes, and
+  // between gradients and update the processes add up their gradients: of the rows that any lane reads, and of the GRU.
   virtual RunRecord run(SessionBatcher& batcher, const NegativeSampler& sampler, int64_t min_live, int64_t first_step,
                         int64_t updates, const std::vector<at::Tensor>& hidden, const Adagrad& optimizer,
-                        int64_t n_tiles, const std::function<void()>& poll, const PhaseListener& on_phase) = 0;
+                        int64_t n_tiles, const std::function<void()>& poll, const PhaseListener& on_phase,
+                        const ProcessShare* share) = 0;
 
   // The number of updates that have begun to change the weights.
   int64_t n_begun() const { return n_begun_.load(std::memory_order_relaxed); }

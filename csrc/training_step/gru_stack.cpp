@@ -17,7 +17,8 @@ void fill_mask(const StepRange& range, int64_t units, double p, int64_t seed, in
   uint64_t bits = 0;
   std::memcpy(&bits, &keep_scale, sizeof(T));
   fill_dropout_mask({range.steps, range.lanes, units, static_cast<uint32_t>(stream), static_cast<uint32_t>(range.first),
-                     static_cast<uint64_t>(seed), philox::drop_threshold(p), bits, static_cast<int>(sizeof(T))},
+                     static_cast<uint64_t>(seed), philox::drop_threshold(p), bits, static_cast<int>(sizeof(T)),
+                     /*counter=*/nullptr, range.first_lane},
                     mask);
 }
 

@@ -20,9 +20,10 @@ struct GruParameters {
 };
 
 // The steps of a block: T = `steps` steps of B = `lanes` lanes. A lane is one of the sessions processed in parallel.
-// `first` is the number of the first step, counted from the start of training.
+// `first` is the number of the first step, counted from the start of training. `first_lane` is the number of the first
+// lane, if other processes train other lanes.
 struct StepRange {
-  int64_t steps, lanes, first;
+  int64_t steps, lanes, first, first_lane = 0;
 
   int64_t rows() const { return steps * lanes; }
 };
@@ -72,6 +73,16 @@ class GruStack {
   void write_states();
 
   void scale_gradients(T factor);
+
+  // Calls use(gradient, size) for the gradient of each parameter.
+  template <typename Use>
+  void for_each_gradient(const Use& use) {
+    for (Layer& layer : layers_) {
+      for (DenseParameter<T>* parameter : {&layer.weight_ih, &layer.weight_hh, &layer.bias_ih, &layer.bias_hh}) {
+        if (parameter->defined()) use(parameter->grad(), parameter->size());
+      }
+    }
+  }
 
   // Updates the parameters by the gradients of compute_gradients.
   void update(const AdagradOptions<T>& options);

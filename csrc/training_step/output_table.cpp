@@ -32,6 +32,25 @@ void RowGradients<T>::scale(T factor) {
 }
 
 template <typename T>
+void RowGradients<T>::add_to(const int64_t* rows, int64_t n, int64_t width, T* out) const {
+  const int64_t* row = rows;
+  for (size_t i = 0; i < index_.size(); ++i) {
+    // Most gradients are of the row after the last one, since distinct negatives are sorted.
+    const int64_t* next = row + 1 < rows + n && row[1] == index_[i] ? row + 1 : nullptr;
+    row = next != nullptr ? next : std::lower_bound(rows, rows + n, index_[i]);
+    const T* grad = grad_.data() + static_cast<int64_t>(i) * width;
+    T* sum = out + (row - rows) * width;
+    for (int64_t k = 0; k < width; ++k) sum[k] += grad[k];
+  }
+}
+
+template <typename T>
+void RowGradients<T>::assign(const int64_t* rows, int64_t n, int64_t width, const T* grad) {
+  clear();
+  std::copy_n(grad, n * width, append(rows, n, width));
+}
+
+template <typename T>
 void RowGradients<T>::apply(const RowTable<T>& table, const AdagradOptions<T>& options) {
   update_rows(table, index_.data(), static_cast<int64_t>(index_.size()), grad_.data(), options, order_.data());
   clear();
@@ -63,12 +82,22 @@ void OutputTable<T>::select_live(const T* hidden, const int64_t* targets, int64_
   problem_.hidden = live_hidden;
 }
 
+// Appends the targets of other processes' live lanes to the columns.
+template <typename T>
+void OutputTable<T>::select_others(const int64_t* other_targets, int64_t n_others) {
+  counts_.clear();
+  for (int64_t i = 0; i < n_others; ++i) {
+    if (other_targets[i] < 0) continue;
+    items_.push_back(other_targets[i]);
+    counts_.push_back(1);
+  }
+}
+
 // Appends the distinct negatives to the columns, and counts how often each was drawn.
 template <typename T>
 void OutputTable<T>::select_distinct(const int64_t* negatives, int64_t n) {
   int64_t* buffer = order_.reserve(2 * n);
   const int64_t* sorted = sort_rows(negatives, n, n_items(), buffer, buffer + n);
-  counts_.clear();
   for (int64_t i = 0; i < n; ++i) {
     if (i > 0 && sorted[i] == sorted[i - 1]) {
       counts_.back() += 1;
@@ -83,8 +112,8 @@ void OutputTable<T>::select_distinct(const int64_t* negatives, int64_t n) {
 
 // Copies the rows and biases of the columns' items, and computes the logQ corrections.
 template <typename T>
-void OutputTable<T>::gather_columns() {
-  const int64_t m = problem_.m, columns = problem_.m + problem_.n;
+void OutputTable<T>::gather_columns(int64_t n_targets) {
+  const int64_t columns = problem_.m + problem_.n;
   T *rows = rows_.reserve(columns * width()), *bias = bias_and_log_q_.reserve(2 * columns), *log_q = bias + columns;
   gather_rows(weight_.weight, width(), items_.data(), columns, rows);
   for (int64_t j = 0; j < columns; ++j) bias[j] = bias_.weight[items_[j]];
@@ -92,20 +121,22 @@ void OutputTable<T>::gather_columns() {
   if (!log_support_.defined()) return;
   const T* log_support = log_support_.const_data_ptr<T>();
   const T logq = static_cast<T>(options_.logq), alpha = static_cast<T>(options_.sample_alpha);
-  for (int64_t j = 0; j < columns; ++j) log_q[j] = logq * log_support[items_[j]] * (j < m ? T{1} : alpha);
+  for (int64_t j = 0; j < columns; ++j) log_q[j] = logq * log_support[items_[j]] * (j < n_targets ? T{1} : alpha);
   problem_.log_q = log_q;
 }
 
 template <typename T>
-void OutputTable<T>::prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives,
-                             int64_t n, double loss_scale) {
+void OutputTable<T>::prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* other_targets,
+                             int64_t n_others, const int64_t* negatives, int64_t n, double loss_scale) {
   select_live(hidden, targets, lanes);
+  select_others(other_targets, n_others);
+  const int64_t n_targets = static_cast<int64_t>(items_.size());
   select_distinct(negatives, n);
   problem_.width = width(), problem_.in_batch = true, problem_.precision = options_.precision;
   problem_.ids = options_.mask_accidental_hits ? items_.data() : nullptr;
   problem_.options = {options_.loss, static_cast<T>(options_.elu_param), static_cast<T>(options_.bpreg),
                       static_cast<T>(options_.label_smoothing), static_cast<T>(loss_scale / options_.batch_size)};
-  gather_columns();
+  gather_columns(n_targets);
   const int64_t stride = problem_.score_stride();
   score_columns_ = problem_.prepare_columns(columns_.reserve(2 * stride));
   tile_lanes_ = (problem_.m + n_tiles_ - 1) / n_tiles_;
@@ -128,10 +159,15 @@ double OutputTable<T>::loss() const {
 }
 
 template <typename T>
-double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives,
-                             int64_t n, double loss_scale, T* grad_hidden, bool store) {
-  prepare(hidden, targets, lanes, negatives, n, loss_scale);
+double OutputTable<T>::score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* other_targets,
+                             int64_t n_others, const int64_t* negatives, int64_t n, double loss_scale, T* grad_hidden,
+                             bool store) {
+  prepare(hidden, targets, lanes, other_targets, n_others, negatives, n, loss_scale);
   const int64_t m = problem_.m, columns = m + problem_.n;
+  if (m == 0) {  // only the lanes of other processes are live
+    std::fill_n(grad_hidden, lanes * width(), T{0});
+    return 0;
+  }
   T* live_grad = m == lanes ? grad_hidden : live_grad_.reserve(m * width());
   T* grad_weight = store ? stored_weight_.append(items_.data(), columns, width()) : nullptr;
   T* grad_bias = store ? stored_bias_.append(items_.data(), columns, /*width=*/1) : nullptr;

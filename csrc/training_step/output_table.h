@@ -24,6 +24,12 @@ class RowGradients {
 
   void scale(T factor);
 
+  // Adds the gradients to out [n, width], of the rows `rows` [n], which must be sorted and include every row here.
+  void add_to(const int64_t* rows, int64_t n, int64_t width, T* out) const;
+
+  // Replaces the gradients by grad [n, width], of the rows `rows` [n].
+  void assign(const int64_t* rows, int64_t n, int64_t width, const T* grad);
+
   void clear() {
     index_.clear();
     grad_.clear();
@@ -67,18 +73,21 @@ class OutputTable {
   // lanes only. With several tiles, `score` must be called with `store`.
   void set_tiles(int64_t n_tiles) { n_tiles_ = n_tiles; }
 
-  // Scores one step: hidden [B, H] against targets [B] (-1 in dead lanes, which have no session left) and negatives
-  // [n]. Returns the loss, summed over live lanes and divided by batch_size. Computes grad_hidden [B, H], the gradient
-  // of the loss times `loss_scale`. With `store`, also computes the gradients of the table and stores them until
-  // apply_stored. Without `store`, the caller must not change the arguments until it has called `update`.
-  double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
-               double loss_scale, T* grad_hidden, bool store);
+  // Scores one step: hidden [B, H] against targets [B] (-1 in dead lanes, which have no session left), the targets of
+  // the lanes of other processes [n_others] (-1 in dead lanes), which are negatives, and negatives [n]. Returns the
+  // loss, summed over live lanes and divided by batch_size. Computes grad_hidden [B, H], the gradient of the loss times
+  // `loss_scale`. With `store`, also computes the gradients of the table and stores them until apply_stored. Without
+  // `store`, the caller must not change the arguments until it has called `update`.
+  double score(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* other_targets, int64_t n_others,
+               const int64_t* negatives, int64_t n, double loss_scale, T* grad_hidden, bool store);
 
   // These three functions together do the same as `score` with one tile and without `store`, for steps without dead
-  // lanes: call `prepare`, score_lanes for all lanes, then `loss`. Several threads may call score_lanes for different
-  // lanes.
+  // lanes and without other processes: call `prepare`, score_lanes for all lanes, then `loss`. Several threads may call
+  // score_lanes for different lanes.
   void prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* negatives, int64_t n,
-               double loss_scale);
+               double loss_scale) {
+    prepare(hidden, targets, lanes, /*other_targets=*/nullptr, /*n_others=*/0, negatives, n, loss_scale);
+  }
   void score_lanes(int64_t first, int64_t count, T* grad_hidden);
   double loss() const;
 
@@ -112,6 +121,10 @@ class OutputTable {
   // small ones inside the matrix product.
   void update(const AdagradOptions<T>& options);
 
+  // The stored gradients of the rows and of the biases.
+  RowGradients<T>& stored_weight() { return stored_weight_; }
+  RowGradients<T>& stored_bias() { return stored_bias_; }
+
   // Frees the memory that the functions have allocated, and the stored gradients.
   void release_memory();
 
@@ -128,19 +141,24 @@ class OutputTable {
   // Stores the gradients of the table from a tile: the live lanes [first, first + count), whose gradients of the scores
   // are at the beginning of scores_. `weight` and `bias` are the stored gradients of the step.
   void add_tile_gradient(int64_t first, int64_t count, T* weight, T* bias);
+  void prepare(const T* hidden, const int64_t* targets, int64_t lanes, const int64_t* other_targets, int64_t n_others,
+               const int64_t* negatives, int64_t n, double loss_scale);
   void select_live(const T* hidden, const int64_t* targets, int64_t lanes);
+  void select_others(const int64_t* other_targets, int64_t n_others);
   void select_distinct(const int64_t* negatives, int64_t n);
-  void gather_columns();
+  void gather_columns(int64_t n_targets);
 
   RowTable<T> weight_, bias_;
   at::Tensor log_support_;  // undefined without the logQ correction
   ScoreOptions options_;
   int64_t n_tiles_ = 1;
 
-  // The live lanes of the last step, and the items of the columns of scores: the targets of the live lanes, then the
-  // distinct negatives in increasing order.
+  // The live lanes of the last step, and the items of the columns of scores: the targets of the live lanes, those of
+  // the lanes of other processes, then the distinct negatives in increasing order.
   Vector<int64_t> live_, items_;
-  Vector<T> counts_, losses_;  // how often each distinct negative was drawn; the losses of the live lanes
+  // How often each negative counts: 1 for a target, and how often a distinct negative was drawn. The losses of the live
+  // lanes.
+  Vector<T> counts_, losses_;
   SampledLoss<T> problem_{};
   ScoreColumns<T> score_columns_{};
   T* grad_scores_ = nullptr;

@@ -48,6 +48,7 @@ class DenseParameter {
 
   bool defined() const { return table_.weight != nullptr; }
   const T* weight() const { return table_.weight; }
+  int64_t size() const { return table_.n_rows * table_.width; }
   T* grad() { return grad_.reserve(size()); }
 
   void release_grad() { release(grad_); }
@@ -80,8 +81,6 @@ class DenseParameter {
   }
 
  private:
-  int64_t size() const { return table_.n_rows * table_.width; }
-
   RowTable<T> table_{};
   Buffer<T> grad_;
 };

@@ -21,7 +21,9 @@ from gru4rec_fast import __version__
 from gru4rec_fast.cli.demo import demo
 from gru4rec_fast.cli.evaluate import evaluate
 from gru4rec_fast.cli.info import info
+from gru4rec_fast.cli.output import print_note
 from gru4rec_fast.cli.prepare import prepare
+from gru4rec_fast.cli.processes import is_one_of_many
 from gru4rec_fast.cli.recommend import recommend
 from gru4rec_fast.cli.train import train
 
@@ -57,6 +59,8 @@ def _with_torch(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
+        if is_one_of_many() and command not in (train, evaluate):
+            raise ValueError(f"{command.__name__} runs in one process: start it without torchrun")
         _import_torch()
         command(**values)
 
@@ -149,7 +153,7 @@ def _one_line_warnings() -> Iterator[None]:
     """Print Python's warnings and the package's log messages as `warning: ...` lines on stderr."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"warning: {_one_line(message)}", file=sys.stderr)
+        print_note(f"warning: {_one_line(message)}")
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("warning: %(message)s"))

@@ -11,6 +11,7 @@ import typer
 from gru4rec_fast.cli.inputs import open_interactions, open_sessions, refuse_unused_options
 from gru4rec_fast.cli.options import EvaluationOptions, JsonFile, LogFormat, RuntimeOptions, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, write_json
+from gru4rec_fast.cli.processes import is_first_rank, join_ranks
 from gru4rec_fast.cli.registry import load_model
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def evaluate(
 
     With a graph model: for every user with test items, rank all items that the user does not have in training.
 
+    Several processes share out the work by: torchrun --nproc-per-node 4 -m gru4rec_fast evaluate RUN_DIR TEST
+
     Example: gru4rec-fast evaluate run test.tsv --cutoffs 20,5 --baselines
     """
     from gru4rec_fast.models import GRU4Rec
@@ -52,13 +55,17 @@ def evaluate(
     loaded = load_model(model, runtime)
     refuse_unused_options(log_format, not isinstance(loaded, GRU4Rec), test)
     report: Report
-    if isinstance(loaded, GRU4Rec):
-        sessions = open_sessions(test, log_format, loaded.vocabulary)
-        report = loaded.evaluate(sessions, batch_size=batch_size, **evaluation.session_arguments())
-    else:
-        arguments = evaluation.graph_arguments()
-        interactions = open_interactions(test, log_format, loaded.graph)
-        report = loaded.evaluate(interactions, batch_size=batch_size, **arguments)
+    with join_ranks(loaded.device) as ranks:
+        if isinstance(loaded, GRU4Rec):
+            sessions = open_sessions(test, log_format, loaded.vocabulary)
+            arguments = evaluation.session_arguments()
+            report = loaded.evaluate(sessions, batch_size=batch_size, ranks=ranks, **arguments)
+        else:
+            arguments = evaluation.graph_arguments()
+            interactions = open_interactions(test, log_format, loaded.graph)
+            report = loaded.evaluate(interactions, batch_size=batch_size, ranks=ranks, **arguments)
+    if not is_first_rank():
+        return
     print(report.table())
     if json_file is not None:
         from gru4rec_fast import build_info

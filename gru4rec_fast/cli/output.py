@@ -10,10 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+from gru4rec_fast.cli.processes import is_first_rank
+
 
 def print_note(message: str) -> None:
-    """Print one line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print one line on stderr, in the first of several processes."""
+    if is_first_rank():
+        print(message, file=sys.stderr, flush=True)
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:

@@ -24,11 +24,13 @@ from gru4rec_fast.cli.options import (
 )
 from gru4rec_fast.cli.output import make_parent_folders, print_note, write_json
 from gru4rec_fast.cli.parameters import build_model, with_parameter_options
+from gru4rec_fast.cli.processes import is_first_rank, join_ranks
 from gru4rec_fast.cli.registry import GRU4REC
 from gru4rec_fast.models.parameters import EPOCHS
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import InteractionGraph, SessionStore
+    from gru4rec_fast.distributed import Ranks
     from gru4rec_fast.evaluation import Report
     from gru4rec_fast.models import GraphRecommender, GRU4Rec
 
@@ -99,6 +101,8 @@ def train(
     With --model ngcf or lightgcn, TRAIN, --test and --validation are interactions: .txt files of "user item item ..."
     lines, log files with columns of users and items, or folders that prepare --interactions wrote.
 
+    Several processes train GRU4Rec together by: torchrun --nproc-per-node 4 -m gru4rec_fast train TRAIN ...
+
     Example: gru4rec-fast train train.tsv --test test.tsv -ps layers=100,logq=1 --n-epochs 5 --out run
     """
     from gru4rec_fast.training.earlier_training import MODEL_FILE, REPORT_FILE
@@ -115,14 +119,18 @@ def train(
         raise ValueError(f"{unused[0]} is for the evaluation of the trained model: give --test, or leave it out")
     refuse_unused_options(log_format, is_graph_model, train, test, validation)
     model = build_model(model_name, parameters or {}, parameter_string, params)
-    if resume and out is not None:
+    if resume and out is not None and is_first_rank():
         checkpoint_to_resume(out)  # raises an error for a missing checkpoint before the logs are read
     make_parent_folders(json_file)
     use_threads(threads)
-    with lock_folder(out):
+    with join_ranks(model.device) as ranks, lock_folder(out if is_first_rank() else None):
         logs = _open_logs(is_graph_model, train, test, validation, log_format)
-        selected = _fit(model, logs, out, resume, checkpoint_every)
-        report: Report | None = selected.evaluate(logs["test"], **evaluate_arguments) if "test" in logs else None
+        selected = _fit(model, logs, out, resume, checkpoint_every, ranks)
+        report: Report | None = None
+        if "test" in logs:
+            report = selected.evaluate(logs["test"], ranks=ranks, **evaluate_arguments)
+        if not is_first_rank():
+            return
         if report is not None:
             print(report.table())
         content = _report_content(model, selected, logs, report)
@@ -149,7 +157,14 @@ def _open_logs(
     return {"train": store} | {name: open_sessions(path, log_format, vocabulary) for name, path in held_out.items()}
 
 
-def _fit(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, checkpoint_every: int | None) -> Model:
+def _fit(
+    model: Model,
+    logs: dict[str, Any],
+    out: Path | None,
+    resume: bool,
+    checkpoint_every: int | None,
+    ranks: Ranks | None,
+) -> Model:
     """Train the model; return the model of the best epoch if one was selected, else the model of the last epoch.
 
     Raises:
@@ -170,6 +185,7 @@ def _fit(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, che
                 out=folder if needs_folder else None,
                 resume=resume,
                 checkpoint_every=checkpoint_every,
+                ranks=ranks,
             )
         except TrainingInterrupted as error:
             message = f"{error}: run the same command with --resume"
@@ -178,8 +194,13 @@ def _fit(model: Model, logs: dict[str, Any], out: Path | None, resume: bool, che
             raise TrainingInterrupted(message, error.signal_number) from None
         if model.best_epoch is None:
             return model
-        print_note(f"the best epoch by {model.monitor} is {model.best_epoch} of {len(model.history)}")
-        return type(model).load(folder / BEST_FILE, model.device, impl=model.impl)
+        selected = model
+        if is_first_rank():
+            print_note(f"the best epoch by {model.monitor} is {model.best_epoch} of {len(model.history)}")
+            selected = type(model).load(folder / BEST_FILE, model.device, impl=model.impl)
+        if ranks is not None and selected.network is not None:  # the folder may exist on rank 0 only
+            ranks.copy_from_first(selected.network)
+        return selected
 
 
 def _report_content(model: Model, selected: Model, logs: dict[str, Any], evaluation: Report | None) -> dict[str, Any]:

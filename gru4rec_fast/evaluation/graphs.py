@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation.batches import top_k_excluding
 from gru4rec_fast.evaluation.metrics import as_cutoffs
 from gru4rec_fast.evaluation.report import Report
@@ -28,6 +29,7 @@ def evaluate_graph(
     cutoffs: int | Iterable[int] = (20,),
     batch_size: int = 1024,
     impl: str = "auto",
+    ranks: Ranks | None = None,
 ) -> Report:
     """Rank, for each test user, all items that the user does not have in training, by dot product.
 
@@ -50,6 +52,8 @@ def evaluate_graph(
             missing ranks.
         batch_size: number of users whose items are ranked together.
         impl: "auto", "native" or "reference", for the ranking.
+        ranks: share out the users among these processes. Each one must call this function with the same arguments, and
+            returns the same report as one process.
 
     Raises:
         ValueError: an argument is out of range, graphs or embeddings do not fit each other, no user has a test item to
@@ -68,7 +72,7 @@ def evaluate_graph(
         raise ValueError("no user has a test item that is not among their training items: there is nothing to rank")
     user_table, item_table = embeddings[: train.n_users], embeddings[train.n_users :].contiguous()
     n_ranks = min(cutoffs[-1], train.n_items)
-    values: dict[str, list[Tensor]] = {}
+    values: dict[str, list[float]] = {}
 
     def measure(users: np.ndarray) -> list[tuple[str, Tensor]]:
         queries = user_table[torch.tensor(users, device=embeddings.device)]
@@ -76,12 +80,17 @@ def evaluate_graph(
         _, ranked = top_k_excluding(queries, item_table, None, n_ranks, seen, impl=impl)
         return list(_metrics_per_user(ranked.cpu(), [targets[user] for user in users], cutoffs, train.n_items))
 
-    for start in range(0, len(users), batch_size):
-        batch = np.array(users[start : start + batch_size])
+    first, end = (0, len(users)) if ranks is None else ranks.part(len(users))
+    for start in range(first, end, batch_size):
+        batch = np.array(users[start : min(start + batch_size, end)])
         for name, value in chain.from_iterable(map_parts("the evaluation", batch, measure)):
-            values.setdefault(name, []).append(value)
+            values.setdefault(name, []).extend(value.tolist())
+    if ranks is not None:
+        parts = ranks.gather(values)
+        # The part of the last rank has at least one user, so it has all names.
+        values = {name: [value for part in parts for value in part.get(name, ())] for name in parts[-1]}
     # An exact sum over all users, so that no bit depends on the batch size.
-    metrics = {name: math.fsum(torch.cat(batches).tolist()) / len(users) for name, batches in values.items()}
+    metrics = {name: math.fsum(user_values) / len(users) for name, user_values in values.items()}
     n_targets = sum(map(len, targets))
     dropped = {reason: n for reason, n in test.meta.get("dropped", {}).items() if n}
     if n_targets < test.n_edges:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast._untrusted import brief
+from gru4rec_fast.distributed import Ranks
 
 Ties = Literal["standard", "conservative", "median"]
 
@@ -94,6 +95,12 @@ class RankMetrics:
         in_histogram = doubled < len(self._histogram)
         self._histogram.index_add_(0, doubled[in_histogram].long(), counts[in_histogram])
         self.n_targets += int(counts.sum())
+
+    def sum_over(self, ranks: Ranks) -> None:
+        """Add the targets of the other ranks, exactly."""
+        counts = torch.cat([self._histogram, torch.tensor([self.n_targets])]).to(ranks.device)
+        ranks.sum_(counts)
+        self._histogram, self.n_targets = counts[:-1].cpu(), int(counts[-1])
 
     def compute(self) -> dict[str, float]:
         """Return means over all targets, {"recall@20": ..., "mrr@20": ..., ...}. ValueError if there are no targets."""

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gru4rec_fast import ops
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
 from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions
 from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties, ranks_from_counts
@@ -41,6 +42,7 @@ def evaluate_sessions(
     support: ArrayLike | None = None,
     progress: Callable[[int], None] | None = None,
     impl: str = "auto",
+    ranks: Ranks | None = None,
 ) -> Report:
     """Rank the true next item after each event of the test sessions among the whole catalogue.
 
@@ -58,6 +60,8 @@ def evaluate_sessions(
         support: int [n_items], number of each item's occurrences in the training log.
         progress: called several times per batch with the number of targets ranked so far.
         impl: "auto", "native" or "reference", for the ranking.
+        ranks: share out the sessions among these processes. Each one must call this function with the same arguments,
+            and returns the same report as one process.
 
     Raises:
         ValueError: an argument is out of range, the store has another number of items than the network, no session has
@@ -91,22 +95,26 @@ def evaluate_sessions(
 
     def rank_targets(sessions: np.ndarray) -> list[Tensor]:
         """Return the ranks of the targets of some sessions, which are ordered by length, longest first."""
-        ranks, starts = [], store.offsets[sessions]
+        target_ranks, starts = [], store.offsets[sessions]
         lengths = store.offsets[sessions + 1] - starts - 1
         for hidden, events in run_sessions(network, store.items, starts, lengths, per_call):
             targets = torch.from_numpy(store.items[events[events >= 0] + 1].astype(np.int64)).to(weight.device)
             live = torch.from_numpy(events >= 0).to(weight.device)
             queries = hidden[live].to(weight.dtype)  # autocast may have made the hidden states bfloat16 or float16
             greater, equal = ops.target_rank(queries, weight, bias, targets, impl=impl)
-            ranks.append(ranks_from_counts(greater, equal, ties).cpu())
-        return ranks
+            target_ranks.append(ranks_from_counts(greater, equal, ties).cpu())
+        return target_ranks
 
     with evaluating(network):
-        for batch in _session_batches(store, batch_size):
-            for ranks in chain.from_iterable(map_parts("the evaluation", batch, rank_targets)):
-                metrics.update(ranks)
+        for number, batch in enumerate(_session_batches(store, batch_size)):
+            if ranks is not None and number % ranks.size != ranks.rank:
+                continue
+            for target_ranks in chain.from_iterable(map_parts("the evaluation", batch, rank_targets)):
+                metrics.update(target_ranks)
                 if progress is not None:
                     progress(metrics.n_targets)
+    if ranks is not None:
+        metrics.sum_over(ranks)
     return Report(
         metrics=metrics.compute(),
         n_targets=metrics.n_targets,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gru4rec_fast.data import SessionParallelLoader, SessionStore
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation import evaluate_sessions
 from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_session_runner
 from gru4rec_fast.models.builders import build_schedule, build_session_optimizer, open_sessions
@@ -150,9 +152,9 @@ class GRU4RecModule(pl.LightningModule):
         return [pl.callbacks.EarlyStopping(self.monitor, p.min_delta, p.patience, mode=mode)]
 
     def setup(self, stage: str) -> None:
-        """Raise ValueError if the Trainer has several processes, or scales gradients."""
-        if self.trainer.world_size > 1:
-            raise ValueError(f"GRU4RecModule trains in one process, not {self.trainer.world_size}: use devices=1")
+        """Join the processes of the Trainer, if there are several. Raise ValueError if it scales gradients."""
+        if self.trainer.world_size > 1 and self.runner.ranks is None:
+            self.runner.join(Ranks(self.trainer.strategy.root_device))
         if self.trainer.precision == "16-mixed":
             raise ValueError("GRU4RecModule does not scale gradients: use precision='32-true' or 'bf16-mixed'")
 
@@ -195,7 +197,8 @@ class GRU4RecModule(pl.LightningModule):
         """Log the metrics of `evaluate_sessions` on a store."""
         digits = self.hyper_parameters.monitor.partition("@")[2]
         cutoffs = sorted({20, *([int(digits)] if digits else [])})
-        report = evaluate_sessions(self.network, batch, cutoffs=cutoffs, impl=self.hyper_parameters.impl)
+        impl, ranks = self.hyper_parameters.impl, self.runner.ranks
+        report = evaluate_sessions(self.network, batch, cutoffs=cutoffs, impl=impl, ranks=ranks)
         for name, value in report.metrics.items():
             self.log(name, value, batch_size=report.n_targets, prog_bar=name in ("recall@20", "mrr@20"))
 
@@ -339,14 +342,15 @@ class SessionDataModule(pl.LightningDataModule):
             None if data is None else open_sessions(data, self.train_store.vocabulary, **columns)
             for data in (validation, test)
         )
-        self._loader = SessionParallelLoader(
-            self.train_store, batch_size, steps, shuffle=shuffle, seed=seed, min_live=min_live
+        self._make_loader = partial(
+            SessionParallelLoader, self.train_store, batch_size, steps, shuffle=shuffle, seed=seed, min_live=min_live
         )
+        self._loader = self._make_loader()  # `setup` makes that of this process
 
     def setup(self, stage: str) -> None:
-        """Raise ValueError if the Trainer has several processes, which would all train on the same blocks."""
-        if stage == "fit" and self.trainer.world_size > 1:
-            raise ValueError(f"SessionDataModule trains in one process, not {self.trainer.world_size}: use devices=1")
+        """Give this process its lanes, if the Trainer has several processes."""
+        if stage == "fit":
+            self._loader = self._make_loader(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
 
     def train_dataloader(self) -> SessionParallelLoader:
         """Return the loader of blocks; Lightning moves them to its device."""

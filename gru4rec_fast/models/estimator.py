@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -16,6 +17,7 @@ import torch
 from gru4rec_fast import _version
 from gru4rec_fast._backend import build_info
 from gru4rec_fast._untrusted import brief
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation.network import evaluation_view
 from gru4rec_fast.models.builders import build_trainer, find_device
 from gru4rec_fast.models.parameter_fields import Parameters
@@ -111,6 +113,7 @@ class Estimator(Parameters):
         checkpoint_every: int | None = None,
         callbacks: Iterable[Callback] = (),
         progress: bool | None = None,
+        ranks: Ranks | None = None,
         **columns: str,
     ) -> Self:
         """Train from scratch, or resume a training.
@@ -134,6 +137,8 @@ class Estimator(Parameters):
             callbacks: a list of `gru4rec_fast.training.Callback` objects, which are called during the training and may
                 stop it.
             progress: False shows nothing; None shows progress on stderr, as a bar on a terminal and as lines in a pipe.
+            ranks: train together with these processes (GRU4Rec only). Each one must call `fit` with the same arguments,
+                and gets the same model. Rank 0 writes to `out`, which must be in a file system that all of them share.
             columns: names of the columns if data is a table: `session_key` ("SessionId"), `item_key` ("ItemId") and
                 `time_key` ("Time"); for graph models `user_key` ("UserId") and `item_key`.
 
@@ -150,29 +155,36 @@ class Estimator(Parameters):
             raise ValueError(f"checkpoint_every={checkpoint_every}: give out=, the folder of the checkpoints")
         find_device(model.device)
         callbacks = check_callbacks(callbacks)
-        checkpoint_path = _path_to_resume(resume, out)
+        if ranks is not None:
+            ranks.check_equal({**model.get_params(), "resume": resume, "checkpoint_every": checkpoint_every})
+        is_first = ranks is None or ranks.is_first  # rank 0 repairs the folder of an earlier training and writes to it
+        with nullcontext() if ranks is None else ranks.first_alone():
+            checkpoint_path = _path_to_resume(resume, out)
         for message in model.ignored_parameter_warnings:
             warnings.warn(message, stacklevel=2)
         train = model._open(data, **columns)
         model._set_training_ids(train)
         model._fitted_parameters = model._stored_parameters()
         held_out = None if validation is None else model._open(validation, **columns)
-        with lock_folder(out):
+        with lock_folder(out if is_first else None):
             network = model.network = model._build_network()
             template = model._checkpoint_template()
             checkpoint = None if checkpoint_path is None else model._checkpoint_to_resume(checkpoint_path, template)
             if checkpoint is not None:
                 with damage_as_checkpoint_error(checkpoint_path):  # before the runner, which takes the network's seed
                     network.restore_seed(_saved_seed(checkpoint))
+            runner = model._build_runner(train, has_validation=validation is not None)
+            if ranks is not None:
+                runner.join(ranks)
             trainer = build_trainer(
                 model,
-                model._build_runner(train, has_validation=validation is not None),
+                runner,
                 checkpoint_every,
-                validate=None if held_out is None else lambda: model._validate(held_out),
+                validate=None if held_out is None else lambda: model._validate(held_out, ranks),
                 out=out,
                 checkpoint_template=template,
                 callbacks=callbacks,
-                progress=make_progress(progress, model._progress_unit),
+                progress=make_progress(progress if is_first else False, model._progress_unit),
                 peak=peak,
             )
             if checkpoint is not None:
@@ -197,6 +209,7 @@ class Estimator(Parameters):
         shrink: float = 1.0,
         callbacks: Iterable[Callback] = (),
         progress: bool | None = None,
+        ranks: Ranks | None = None,
         **columns: str,
     ) -> Self:
         """Continue the training of a fitted or loaded model with new data; return self.
@@ -219,7 +232,7 @@ class Estimator(Parameters):
 
         Args:
             data: new data, in the forms of `fit`. Sessions that continue may have all or only the new events.
-            validation, callbacks, progress, columns: see `fit`.
+            validation, callbacks, progress, ranks, columns: see `fit`.
             n_epochs: number of passes over the data; None is the parameter `n_epochs`.
             shrink: factor in (0, 1] by which all weights are multiplied first. Weights that have converged on the old
                 data learn less from the new data (Ash & Adams, "On Warm-Starting Neural Network Training", NeurIPS
@@ -250,13 +263,15 @@ class Estimator(Parameters):
         # Seeds and steps determine negatives and dropout masks; these steps follow those of the earlier epochs.
         n_steps = sum(record.get("mini_batches", 0) for record in self.history)
         runner.position = TrainingPosition(epoch=n_earlier + 1, step=n_steps)
+        if ranks is not None:
+            runner.join(ranks)
         trainer = build_trainer(
             model,
             runner,
             n_epochs=n_earlier + model.n_epochs,
-            validate=None if held_out is None else lambda: model._validate(held_out),
+            validate=None if held_out is None else lambda: model._validate(held_out, ranks),
             callbacks=callbacks,
-            progress=make_progress(progress, model._progress_unit),
+            progress=make_progress(progress if ranks is None or ranks.is_first else False, model._progress_unit),
             peak=peak,
         )
         trainer.history = [*self.history]
@@ -397,20 +412,20 @@ class Estimator(Parameters):
         """Return the runner that trains the network on the data."""
         raise NotImplementedError
 
-    def _evaluate_held_out(self, data: Any, cutoff: int) -> Metrics:
+    def _evaluate_held_out(self, data: Any, cutoff: int, ranks: Ranks | None) -> Metrics:
         """Evaluate the network in its current state on opened validation data."""
         raise NotImplementedError
 
     # Checkpoints and validation.
 
-    def _validate(self, held_out: Any) -> Mapping[str, float]:
+    def _validate(self, held_out: Any, ranks: Ranks | None = None) -> Mapping[str, float]:
         """Return `_validation_metrics` and the monitored metric of the held-out data.
 
         The cut-off of all metrics is that of `monitor`, or 20 if `monitor` has none.
         """
         digits = self.monitor.partition("@")[2]
         cutoff = int(digits) if digits.isdigit() else 20
-        metrics = self._evaluate_held_out(held_out, cutoff).metrics
+        metrics = self._evaluate_held_out(held_out, cutoff, ranks).metrics
         names = dict.fromkeys([*(f"{name}@{cutoff}" for name in self._validation_metrics), self.monitor])
         return {name: metrics[name] for name in names if name in metrics}
 

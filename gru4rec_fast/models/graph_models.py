@@ -13,6 +13,7 @@ from torch import Tensor
 from gru4rec_fast.data import InteractionGraph, Vocabulary
 from gru4rec_fast.data.graphs.csr import find_csr_damage
 from gru4rec_fast.data.graphs.order import reorder
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation import Report, evaluate_graph
 from gru4rec_fast.models.builders import (
     build_graph_runner,
@@ -65,6 +66,7 @@ class GraphRecommender(Estimator, GraphParameters):
         cutoffs: int | Iterable[int] = (20,),
         batch_size: int = 1024,
         impl: str | None = None,
+        ranks: Ranks | None = None,
         **columns: str,
     ) -> Report:
         """Rank, for every user with test items, all items that the user does not have in training.
@@ -74,13 +76,14 @@ class GraphRecommender(Estimator, GraphParameters):
                 in the report.
             cutoffs, batch_size: see `gru4rec_fast.evaluation.evaluate_graph`.
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
+            ranks: share out the users among these processes, each of which must make the same call.
             columns: names of columns, as in `fit`.
         """
         self._check_columns(columns)
         impl = impl or self.impl
         graph, final = self._graph_and_embeddings(impl)
         test = self._open(data, **columns)
-        return evaluate_graph(final, graph, test, cutoffs=cutoffs, batch_size=batch_size, impl=impl)
+        return evaluate_graph(final, graph, test, cutoffs=cutoffs, batch_size=batch_size, impl=impl, ranks=ranks)
 
     def recommend(
         self,
@@ -247,9 +250,10 @@ class GraphRecommender(Estimator, GraphParameters):
         return build_graph_runner(self, self._fitted_network(), data, has_validation=has_validation)
 
     @torch.no_grad()
-    def _evaluate_held_out(self, data: InteractionGraph, cutoff: int) -> Report:
+    def _evaluate_held_out(self, data: InteractionGraph, cutoff: int, ranks: Ranks | None) -> Report:
         assert self.graph is not None
-        return evaluate_graph(self._fitted_network()(), self.graph, data, cutoffs=(cutoff,), impl=self.impl)
+        embeddings = self._fitted_network()()
+        return evaluate_graph(embeddings, self.graph, data, cutoffs=(cutoff,), impl=self.impl, ranks=ranks)
 
 
 @document_parameters

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.data.vocabulary import as_indices
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
 from gru4rec_fast.models.builders import (
     build_session_network,
@@ -137,6 +138,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         batch_size: int = 512,
         baselines: bool = False,
         impl: str | None = None,
+        ranks: Ranks | None = None,
         **columns: str,
     ) -> Report:
         """Rank the next item of every event of the test sessions among all items.
@@ -146,6 +148,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             cutoffs, ties, batch_size: see `gru4rec_fast.evaluation.evaluate_sessions`.
             baselines: add the metrics of ranking by popularity and of a random order to the report.
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
+            ranks: share out the sessions among these processes, each of which must make the same call.
             columns: names of columns, as in `fit`.
         """
         self._check_columns(columns)
@@ -161,6 +164,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             impl=impl,
             baselines=baselines,
             support=self.support if baselines else None,
+            ranks=ranks,
         )
 
     def recommend(
@@ -284,8 +288,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             has_validation=has_validation,
         )
 
-    def _evaluate_held_out(self, data: SessionStore, cutoff: int) -> Report:
-        return evaluate_sessions(self._fitted_network(), data, cutoffs=(cutoff,), impl=self.impl)
+    def _evaluate_held_out(self, data: SessionStore, cutoff: int, ranks: Ranks | None) -> Report:
+        return evaluate_sessions(self._fitted_network(), data, cutoffs=(cutoff,), impl=self.impl, ranks=ranks)
 
 
 def _check_support(support: np.ndarray, n_items: int) -> np.ndarray:

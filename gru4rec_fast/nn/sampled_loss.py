@@ -99,7 +99,7 @@ class SampledLoss(nn.Module):
         """Return the mean over T steps of (sum of the losses of live lanes) / batch_size, a scalar.
 
         Args:
-            hidden: hidden states, [T, B, H].
+            hidden: hidden states, [T, B, H]; with `lanes`, those of these lanes are enough.
             weight: output table [n_items, H]: a parameter, the weight of an nn.Embedding, or a tied input embedding.
             bias: output bias [n_items], or None.
             targets: int64 [T, B]; -1 where a position is padding.
@@ -112,7 +112,7 @@ class SampledLoss(nn.Module):
         Raises:
             ValueError: the shapes do not fit each other. TypeError: `weight` is a module.
         """
-        _check_shapes(hidden, weight, bias, targets, negatives)
+        _check_shapes(hidden, weight, bias, targets, negatives, lanes)
         if self.log_support is not None and len(self.log_support) < len(weight):
             raise ValueError(
                 f"support has {len(self.log_support)} items, weight {len(weight)}: make a new SampledLoss with the "
@@ -121,8 +121,9 @@ class SampledLoss(nn.Module):
         if negatives is None and not self.in_batch:
             raise ValueError("in_batch=False needs negatives: without them, a target is compared with nothing")
         steps, n_lanes = targets.shape
-        if lanes is not None and not 0 <= lanes[0] <= lanes[1] <= n_lanes:
-            raise ValueError(f"lanes={lanes}: must be (first, end) with 0 <= first <= end <= {n_lanes}")
+        own = slice(None) if lanes is None else slice(*lanes)
+        if hidden.shape[1] == n_lanes:
+            hidden = hidden[:, own]
         if n_live is None and can_read_values(targets):
             n_live = (targets >= 0).sum(1).tolist()
         losses = []
@@ -133,7 +134,7 @@ class SampledLoss(nn.Module):
                 # Leave padding out; on a GPU, this synchronizes.
                 if lanes is not None:
                     part = int(live[: lanes[0]].sum()), int(live[: lanes[1]].sum())
-                step_hidden, step_targets, live = step_hidden[live], step_targets[live], None
+                step_hidden, step_targets, live = step_hidden[live[own]], step_targets[live], None
             step_negatives = None if negatives is None else negatives[t]
             losses.append(self._step(step_hidden, weight, bias, step_targets, step_negatives, live, part))
         return losses[0] if steps == 1 else torch.stack(losses).mean()
@@ -150,14 +151,12 @@ class SampledLoss(nn.Module):
     ) -> Tensor:
         """Return the loss of one step: hidden [M, H], targets [M], negatives [N]; live [M] is None without padding.
 
-        With a part (first, end), live must be None.
+        With a part (first, end) of the targets, hidden has these rows only, and live must be None.
         """
         count = None
         if part is not None:  # the first columns are the targets of the part
-            own = slice(*part)
-            hidden = hidden[own]
             others = [targets[: part[0]], targets[part[1] :]] if self.in_batch else []
-            targets = torch.cat([targets[own], *others])
+            targets = torch.cat([targets[slice(*part)], *others])
         if negatives is not None and can_read_values(negatives):
             # Popular items are drawn many times. Counting equal negatives gives the same loss in less time.
             negatives, count = torch.unique(negatives, return_counts=True)
@@ -196,9 +195,18 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _check_shapes(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, negatives: Tensor | None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    negatives: Tensor | None,
+    lanes: tuple[int, int] | None,
 ) -> None:
-    if hidden.dim() != 3 or targets.shape != hidden.shape[:2]:
+    n_lanes = targets.shape[1] if targets.dim() == 2 else 0
+    if lanes is not None and not 0 <= lanes[0] <= lanes[1] <= n_lanes:
+        raise ValueError(f"lanes={lanes}: must be (first, end) with 0 <= first <= end <= {n_lanes}")
+    widths = {n_lanes} if lanes is None else {n_lanes, lanes[1] - lanes[0]}
+    if hidden.dim() != 3 or targets.shape[:1] != hidden.shape[:1] or hidden.shape[1] not in widths:
         raise ValueError(f"hidden must be [T, B, H] and targets [T, B], not {[*hidden.shape]} and {[*targets.shape]}")
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, such as embedding.weight, not {type(weight).__name__}")

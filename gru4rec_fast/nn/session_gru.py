@@ -265,6 +265,7 @@ class SessionGRU(StepCounter):
         reset: Tensor | None = None,
         *,
         step: int | Tensor | None = None,
+        lanes: tuple[int, int] | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor | State]:
         """Return the outputs of the last layer, and the hidden states of all layers after the last step.
 
@@ -277,6 +278,8 @@ class SessionGRU(StepCounter):
                 sequences is that of `hx`, as in torch.
             step: number of the first step since the training began; with the seed it determines the dropout masks. An
                 integer or a 0-dim int64 tensor; None counts by itself, see `StepCounter`.
+            lanes: (first, n): the B sequences are those from number `first` of n, and get the dropout masks that they
+                have there. None: they are all.
 
         Returns:
             (output, h_n): the outputs in the layout of the input, with H of the last layer, and hidden states as `hx`.
@@ -290,7 +293,7 @@ class SessionGRU(StepCounter):
         step = self.first_step(step, x.shape[0], has_dropout=self.dropout > 0)
         new_states = []
         for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
-            mask = self._dropout_mask(x, index, step) if self.training and self.dropout else None
+            mask = self._dropout_mask(x, index, step, lanes) if self.training and self.dropout else None
             x = layer(x, state, reset, mask)
             new_states.append(layout.states_after(input, x, state))
         return layout.results(input, x, new_states)
@@ -301,10 +304,10 @@ class SessionGRU(StepCounter):
         is_stacked = not isinstance(self.hidden_size, Sequence)
         return SequenceLayout(width, self.sizes, is_stacked, self.batch_first, weight.dtype, weight.device)
 
-    def _dropout_mask(self, x: Tensor, layer: int, step: int | Tensor) -> Tensor:
-        return ops.dropout_mask(
-            x.shape[0],
-            x.shape[1],
+    def _dropout_mask(self, x: Tensor, layer: int, step: int | Tensor, lanes: tuple[int, int] | None) -> Tensor:
+        return mask_of_lanes(
+            lanes,
+            x.shape,
             self.sizes[layer],
             self.dropout,
             seed=self.seed,
@@ -319,6 +322,17 @@ class SessionGRU(StepCounter):
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bias={self.bias}, " + (
             f"batch_first={self.batch_first}, dropout={self.dropout}, form={self.form!r}"
         )
+
+
+def mask_of_lanes(lanes: tuple[int, int] | None, shape: torch.Size, units: int, p: float, **options: Any) -> Tensor:
+    """Return the dropout mask [T, B, units] of inputs of this shape, [T, B, ...].
+
+    lanes: (first, n): the inputs are lanes first to first + B of n; None: all lanes. `options` are the keyword
+        arguments of `ops.dropout_mask`.
+    """
+    first, n_lanes = lanes or (0, shape[1])
+    mask = ops.dropout_mask(shape[0], n_lanes, units, p, **options)
+    return mask if lanes is None else mask[:, first : first + shape[1]].contiguous()
 
 
 def _check_sizes(input_size: int | None, hidden_size: int | Sequence[int], num_layers: int) -> None:

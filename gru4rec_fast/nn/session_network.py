@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gru4rec_fast import ops
 from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.nn.growable_embedding import GrowableEmbedding, Init, Optimizers, append_to_parameters
 from gru4rec_fast.nn.sequence_layout import State
-from gru4rec_fast.nn.session_gru import SessionGRU, glorot_
+from gru4rec_fast.nn.session_gru import SessionGRU, glorot_, mask_of_lanes
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops._checks import check_choice, check_probability
 from gru4rec_fast.ops.gru import FORMS
@@ -163,6 +162,7 @@ class SessionNetwork(StepCounter):
         reset: Tensor | None = None,
         *,
         step: int | Tensor | None = None,
+        lanes: tuple[int, int] | None = None,
     ) -> tuple[Tensor, State]:
         """Return the hidden states [T, B, H] of the last layer, and the state of all layers after the last step.
 
@@ -174,14 +174,16 @@ class SessionNetwork(StepCounter):
             reset: bool [T, B]; True sets the state of a lane to zero before that step.
             step: number of the first step since the training began; with the seed it determines the dropout masks. An
                 integer or a 0-dim int64 tensor; None counts by itself, see `StepCounter`.
+            lanes: (first, n): the inputs are those of lanes first to first + B of n, and get the dropout masks of these
+                lanes; another process computes the others. None: they are all.
         """
         x = gather_rows(self.input_table.weight, inputs, sparse=self.input_table.sparse)
         embedding_dropout = self.dropout_p_embed if self.embedding_mode != "none" else 0.0
         step = self.first_step(step, x.shape[0], has_dropout=embedding_dropout > 0 or self.gru.dropout > 0)
         if self.training and embedding_dropout:
-            x = x * ops.dropout_mask(
-                x.shape[0],
-                x.shape[1],
+            x = x * mask_of_lanes(
+                lanes,
+                x.shape,
                 x.shape[2],
                 embedding_dropout,
                 seed=self.seed,
@@ -192,7 +194,7 @@ class SessionNetwork(StepCounter):
                 impl=self.impl,
             )
         state = self.initial_state(inputs.shape[1]) if state is None else state
-        return self.gru(x, state, reset, step=step)
+        return self.gru(x, state, reset, step=step, lanes=lanes)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

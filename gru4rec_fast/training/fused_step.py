@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gru4rec_fast import _backend, ops
 from gru4rec_fast.data import SessionParallelLoader
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.nn import GrowableEmbedding, SampledLoss, SessionGRU, SessionNetwork
 from gru4rec_fast.nn.session_gru import SessionGRULayer
 from gru4rec_fast.nn.session_network import OutputTable
@@ -307,15 +308,23 @@ class FusedTrainingStep:
             )
 
     def start_epoch(
-        self, loader: SessionParallelLoader, sampler: ops.AliasTable | None, n_sample: int, seed: int
+        self,
+        loader: SessionParallelLoader,
+        sampler: ops.AliasTable | None,
+        n_sample: int,
+        seed: int,
+        *,
+        ranks: Ranks | None = None,
     ) -> FusedEpoch:
         """Start an epoch at the current position of `loader`, with `n_sample` negatives per step from `sampler`.
+
+        ranks: the processes that train this network together; None: this process alone.
 
         Raises:
             ValueError: the loader's blocks have another number of steps.
         """
         check_steps(loader, self.steps)
-        return FusedEpoch(self, loader, sampler, n_sample, seed)
+        return FusedEpoch(self, loader, sampler, n_sample, seed, ranks)
 
     def _hyperparameters(self) -> dict[str, float]:
         if reason := why_not_options(self._optimizer):
@@ -377,8 +386,13 @@ class FusedEpoch:
         sampler: ops.AliasTable | None,
         n_sample: int,
         seed: int,
+        ranks: Ranks | None,
     ) -> None:
         native = training_step._native
+        self._share = None
+        if ranks is not None:
+            first, end = ranks.part(loader.n_lanes)
+            self._share = native.ProcessShare(first, end - first, ranks.sum_)
         order, self._lane_state = loader.start_epoch()
         self.training_step, self._loader = training_step, loader
         self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lane_state)
@@ -400,7 +414,7 @@ class FusedEpoch:
 
         Args:
             updates: at least 1.
-            hidden: one hidden state [B, H] per layer, updated in place.
+            hidden: one hidden state [B, H] per layer, updated in place. With several ranks, B are this rank's lanes.
             step: number of mini-batches since the training began; with the seeds it determines negatives and dropout
                 masks.
 
@@ -425,6 +439,7 @@ class FusedEpoch:
                     hidden=list(hidden),
                     n_tiles=self.training_step.n_tiles,
                     counter=counter,
+                    share=self._share,
                     **self.training_step._hyperparameters(),
                 )
                 self._finished = finished

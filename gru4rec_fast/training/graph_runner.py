@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gru4rec_fast.data import TripleSampler
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.nn import GraphNetwork
 from gru4rec_fast.profiling import attempts, phase
 from gru4rec_fast.profiling.out_of_memory import UPDATE
@@ -52,8 +53,13 @@ class GraphEpochRunner:
         check_at_least(0, reg_weight=reg_weight)
         self.network, self.sampler, self.optimizer = network, sampler, optimizer
         self.reg_weight, self.schedule = reg_weight, schedule
+        self.ranks: Ranks | None = None  # one process trains the graph
         self.position = TrainingPosition()
         self._losses = LossMonitor(network.embedding.device)
+
+    def join(self, ranks: Ranks) -> None:
+        """Raise ValueError: only one process can train a graph network."""
+        raise ValueError(f"ranks: a {type(self.network).__name__} is trained by one process, not by {ranks.size}")
 
     @property
     def n_events(self) -> int:

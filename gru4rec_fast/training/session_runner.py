@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import SessionBlock, SessionParallelLoader
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.nn import SampledLoss, SessionNetwork
 from gru4rec_fast.optim import SparseAdagrad
 from gru4rec_fast.profiling import attempts, phase
@@ -24,6 +25,7 @@ from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingS
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.checkpoint_tensors import HIDDEN, hidden_tensors
 from gru4rec_fast.training.fused_step import FusedEpoch, FusedTrainingStep, NoKernels, why_not_fused
+from gru4rec_fast.training.gradient_sums import sum_gradients
 from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
@@ -77,7 +79,9 @@ class SessionEpochRunner:
 
     Attributes:
         position: how far the training has come.
-        hidden: hidden states of the lanes, one tensor per layer; None between epochs.
+        hidden: hidden states of this process's lanes, one tensor per layer; None between epochs.
+        ranks: the processes that train this network together, see `join`; None: this process alone.
+        lanes: (first, end), the lanes that this process computes.
 
     Raises:
         ValueError: a value is out of range, or n_sample is not 0 and there is no sampler.
@@ -110,6 +114,8 @@ class SessionEpochRunner:
         self.sampler, self.n_sample, self.accumulate, self.seed = sampler, n_sample, accumulate, seed
         self.schedule, self.fused, self.precision = schedule, fused, precision
         self.impl = impl
+        self.ranks: Ranks | None = None
+        self.lanes = 0, loader.n_lanes
         self.position = TrainingPosition()
         self.hidden: list[Tensor] | None = None
         self._fingerprint = fingerprint
@@ -117,6 +123,27 @@ class SessionEpochRunner:
         self._captured_step: CapturedTrainingStep | None = None
         # What runs the current epoch; None between epochs and after a state was loaded.
         self._running: FusedEpoch | CapturedEpoch | Iterator[SessionBlock] | None = None
+
+    def join(self, ranks: Ranks) -> None:
+        """Train together with other processes from now on, before an epoch has begun.
+
+        Each process must have made a runner of the same arguments. Weights and seeds become those of rank 0.
+
+        Raises:
+            ValueError: the arguments differ between the ranks, or there are fewer lanes than ranks.
+        """
+        loader = self.loader
+        if loader.n_lanes < ranks.size:
+            raise ValueError(
+                f"{loader.n_lanes} lanes are too few for {ranks.size} ranks: increase batch_size, or use fewer ranks"
+            )
+        settings = {"batch_size": loader.n_lanes, "steps": loader.steps, "n_sample": self.n_sample}
+        ranks.check_equal(self.data_identity | settings | {"accumulate": self.accumulate, "fused": self.fused})
+        self.ranks, self.lanes = ranks, ranks.part(loader.n_lanes)
+        self.seed = ranks.from_first(self.seed)
+        for seeded in (self.network, loader):
+            seeded.restore_seed(ranks.from_first(seeded.seed))
+        ranks.copy_from_first(self.network)
 
     @property
     def n_events(self) -> int:
@@ -146,6 +173,8 @@ class SessionEpochRunner:
             return "fused=False or impl='reference' was requested"
         if type(self.loader) is not SessionParallelLoader:
             return f"the loader must be exactly a SessionParallelLoader, not a {type(self.loader).__name__}"
+        if self.ranks is not None and self.loader.device.type == "cuda":
+            return "the captured step trains in one process only"
         if self.loader.device.type != "cuda":
             return why_not_fused(self.network, self.criterion, self.optimizer)
         return why_not_captured(self.network, self.criterion, self.optimizer)
@@ -173,6 +202,8 @@ class SessionEpochRunner:
             # twice as many as the last call made, which may have been unusually fast.
             seconds = time.perf_counter() - started
             updates = max(1, min(2 * n_made, int(n_made * _SECONDS_PER_CALL / seconds)))
+            if self.ranks is not None:  # all ranks must save and stop after the same update
+                updates = self.ranks.from_first(updates)
             if not finished:
                 limit = between_updates()
                 if limit is not None:  # in mini-batches; rounded up to whole updates
@@ -240,10 +271,14 @@ class SessionEpochRunner:
             raise ValueError(f"precision='bf16' needs the fused training step, which cannot train this: {reason}")
         if self.hidden is None:
             self.loader.set_epoch(self.position.epoch - 1)
-            self.hidden = self.network.initial_state(self.loader.n_lanes)
+            self.hidden = self.network.initial_state(self._n_own_lanes)
         elif not self._load_loader_position():
             return iter(())
         return self.start_fused_epoch() if reason is None else iter(self.loader)
+
+    @property
+    def _n_own_lanes(self) -> int:
+        return self.lanes[1] - self.lanes[0]
 
     def _load_loader_position(self) -> bool:
         """Make the loader continue its interrupted epoch, not start it anew; return whether blocks are left."""
@@ -261,20 +296,26 @@ class SessionEpochRunner:
         assert self.hidden is not None
         if self.schedule and self.schedule.per_update:
             updates = 1
-        for attempt in attempts(UPDATE, most=self.loader.n_lanes):
-            with attempt:
-                if isinstance(epoch, FusedEpoch):
-                    epoch.training_step.n_tiles = attempt.n_parts
-                elif attempt.n_parts > 1:
-                    self._captured_step = None  # frees its CUDA graphs and their memory
-                    return None
-                blocks, finished = epoch.run(updates, self.hidden, step=self.position.step)
-        for block in blocks:
-            add_loss(self.position, block.loss, block.steps, self.position.mini_batches)
-            self._advance(block.steps, block.events)
-        if self.schedule and blocks:
-            self.schedule.after_update()
-        return math.ceil(len(blocks) / self.accumulate), finished
+        n_made, finished = 0, False
+        while n_made < updates and not finished:
+            for attempt in attempts(UPDATE, most=self.loader.n_lanes):
+                with attempt:
+                    if isinstance(epoch, FusedEpoch):
+                        epoch.training_step.n_tiles = attempt.n_parts
+                    elif attempt.n_parts > 1:
+                        self._captured_step = None  # frees its CUDA graphs and their memory
+                        return None
+                    blocks, finished = epoch.run(updates - n_made, self.hidden, step=self.position.step)
+            for block in blocks:
+                add_loss(self.position, block.loss, block.steps, self.position.mini_batches)
+                self._advance(block.steps, block.events)
+            if self.schedule and blocks:
+                self.schedule.after_update()
+            n_made += math.ceil(len(blocks) / self.accumulate)
+            if self.ranks is None:
+                break
+            # A call that has run out of memory has made fewer updates. The other ranks wait for the rest of them.
+        return n_made, finished
 
     def start_fused_epoch(self) -> FusedEpoch | CapturedEpoch:
         """Start an epoch of the fused step at the loader's current position."""
@@ -292,7 +333,9 @@ class SessionEpochRunner:
             step = self._captured_step
         else:
             step = FusedTrainingStep(*modules, **options)
-        return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed)
+        if isinstance(step, CapturedTrainingStep):
+            return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed)
+        return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed, ranks=self.ranks)
 
     def _run_autograd(self, blocks: Iterator[SessionBlock]) -> tuple[int, bool]:
         """Make the next update by autograd; return the number of updates, 0 or 1, and whether the epoch is over."""
@@ -312,6 +355,9 @@ class SessionEpochRunner:
                 for block, negatives, step in pending:
                     loss, hidden = self.backpropagate(block, negatives, hidden, step, attempt.n_parts)
                     losses.append(loss)
+        if self.ranks is not None:
+            with phase("exchange"):
+                losses = self._sum_over_ranks(self.ranks, pending, losses)
         for (block, _, _), loss in zip(pending, losses, strict=True):
             self._losses.add(self.position, loss, len(block.n_live))
             self._advance(len(block.n_live), block.n_events)
@@ -319,6 +365,22 @@ class SessionEpochRunner:
         # The losses were divided by `accumulate`, but the last update of the epoch may have fewer blocks.
         self._update_weights(scale=self.accumulate / len(pending))
         return 1, len(pending) < self.accumulate
+
+    def _sum_over_ranks(
+        self, ranks: Ranks, pending: list[tuple[SessionBlock, Tensor | None, int]], losses: list[Tensor]
+    ) -> list[Tensor]:
+        """Replace the gradients by their sums over all ranks; return the sums of the losses."""
+        network = self.network
+        inputs = [block.inputs for block, _, _ in pending]
+        columns = [block.targets for block, _, _ in pending] + [drawn for _, drawn, _ in pending if drawn is not None]
+        rows: dict[Tensor, Tensor] = {}
+        if network.output.sparse:
+            is_constrained = network.embedding_mode == "constrained"
+            rows[network.output.bias] = _unique_rows(columns)
+            rows[network.output.weight] = _unique_rows(columns + inputs if is_constrained else columns)
+            if not is_constrained:
+                rows[network.embedding.weight] = _unique_rows(inputs)
+        return sum_gradients(ranks, list(network.parameters()), rows, losses)
 
     def _draw_negatives(self, step: int, steps: int) -> Tensor | None:
         if not self.n_sample or self.sampler is None:
@@ -338,10 +400,14 @@ class SessionEpochRunner:
             step: number of mini-batches before this block since the training began.
             n_parts: in how many parts of the lanes to compute the loss.
         """
+        inputs, reset, lanes = block.inputs, block.reset, None
+        if self.ranks is not None:
+            inputs, reset = (tensor[:, slice(*self.lanes)].contiguous() for tensor in (inputs, reset))
+            lanes = self.lanes[0], self.loader.n_lanes
         with phase("forward"):
-            output, hidden = self.network(block.inputs, hidden, block.reset, step=step)
+            output, hidden = self.network(inputs, hidden, reset, step=step, lanes=lanes)
         if n_parts == 1:
-            loss = self._loss_backward(block, negatives, output)
+            loss = self._loss_backward(block, negatives, output, None if self.ranks is None else self.lanes)
         else:
             loss = self._loss_backward_in_parts(block, negatives, output, n_parts)
         return loss, [state.detach() for state in hidden]
@@ -349,7 +415,10 @@ class SessionEpochRunner:
     def _loss_backward(
         self, block: SessionBlock, negatives: Tensor | None, output: Tensor, lanes: tuple[int, int] | None = None
     ) -> Tensor:
-        """Compute the loss of all lanes or of some, and run its backward; return the loss."""
+        """Compute the loss of all lanes or of some, and run its backward; return the loss.
+
+        With `lanes` (first, end), `output` has these lanes only.
+        """
         table = self.network.output_weight, self.network.output_bias
         with phase("loss"):
             loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live, lanes=lanes)
@@ -362,8 +431,10 @@ class SessionEpochRunner:
     ) -> Tensor:
         """Do the same as `_loss_backward`, one part of the lanes after another, so that it needs less memory."""
         copy, loss = output.detach().requires_grad_(), output.new_zeros(())  # copy.grad becomes the sum over the parts
-        for lanes in pairwise(part * output.shape[1] // n_parts for part in range(n_parts + 1)):
-            loss = loss + self._loss_backward(block, negatives, copy, lanes)
+        first = self.lanes[0]
+        for begin, end in pairwise(part * output.shape[1] // n_parts for part in range(n_parts + 1)):
+            lanes = first + begin, first + end
+            loss = loss + self._loss_backward(block, negatives, copy[:, begin:end], lanes)
             for parameter in (self.network.output_weight, self.network.output_bias):
                 if parameter.grad is not None and parameter.grad.is_sparse:  # it has the rows of every part
                     parameter.grad = parameter.grad.coalesce()
@@ -405,8 +476,10 @@ class SessionEpochRunner:
 
         The seed of the loader's shuffle is always stored, because it may have been drawn.
         """
-        position = None if self.hidden is None else self.loader.state_dict()
-        return hidden_tensors(self.hidden), {"loader": position, "loader_seed": self.loader.seed}
+        position, hidden = None if self.hidden is None else self.loader.state_dict(), self.hidden
+        if hidden is not None and self.ranks is not None:
+            hidden = self.ranks.join_lanes(hidden, self.loader.n_lanes)
+        return hidden_tensors(hidden), {"loader": position, "loader_seed": self.loader.seed}
 
     def load_checkpoint_state(self, checkpoint: Checkpoint) -> None:
         """Restore what `checkpoint_state` returned. Raises KeyError or TypeError for other values."""
@@ -414,9 +487,10 @@ class SessionEpochRunner:
         if checkpoint.progress["loader"] is not None:
             self.loader.load_state_dict(checkpoint.progress["loader"])
             saved, initial = checkpoint.group(HIDDEN), self.network.initial_state(self.loader.n_lanes)
-            self.hidden = [saved[str(layer)].to(self.loader.device, copy=True) for layer in range(len(saved))]
-            if [(state.shape, state.dtype) for state in self.hidden] != [(s.shape, s.dtype) for s in initial]:
+            hidden = [saved[str(layer)].to(self.loader.device, copy=True) for layer in range(len(saved))]
+            if [(state.shape, state.dtype) for state in hidden] != [(s.shape, s.dtype) for s in initial]:
                 raise TypeError("the hidden states have other shapes or dtypes than the network")
+            self.hidden = [state[slice(*self.lanes)].clone() for state in hidden]  # saved by any number of ranks
 
     def state_dict(self) -> dict[str, Any]:
         """Return position, hidden states, seeds and schedule, as tensors and JSON values.
@@ -458,3 +532,9 @@ class SessionEpochRunner:
         self.hidden = None if self.hidden is None else [state.to(device) for state in self.hidden]
         self._losses, self._captured_step, self._running = LossMonitor(self.loader.device), None, None
         return self
+
+
+def _unique_rows(items: list[Tensor]) -> Tensor:
+    """Return the sorted distinct items, without the -1 of dead lanes."""
+    rows = torch.unique(torch.cat([part.reshape(-1) for part in items]))
+    return rows[rows >= 0]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory, active_profiler, phase
 from gru4rec_fast.training.callbacks import Callback, StepRecord, check_callbacks, started
@@ -50,15 +51,20 @@ class EpochRunner(Protocol):
         optimizer: optimizer of the network's parameters.
         schedule: learning-rate schedule. The runner calls `after_update`, the trainer calls `after_epoch`.
         position: how far the training has come.
+        ranks: the processes that train the network together; None: this process alone.
     """
 
     optimizer: Optimizer
     schedule: Schedule | None
     position: TrainingPosition
+    ranks: Ranks | None
 
     @property
     def network(self) -> nn.Module:
         """The network that is trained."""
+
+    def join(self, ranks: Ranks) -> None:
+        """Train together with other processes from now on."""
 
     @property
     def n_events(self) -> int:
@@ -99,6 +105,9 @@ class Trainer:
     """Trains a network epoch by epoch: validates, saves checkpoints and the best model, stops early and resumes.
 
     On the CPU a resumed training ends with the same bits as one that was never interrupted.
+
+    If several ranks train, each one runs a trainer with the same arguments. Rank 0 writes the files. A callback runs on
+    every rank, but `on_checkpoint` on rank 0 only. A signal or `stop` on one rank stops all of them.
 
     Args:
         runner: runs the epochs: a `SessionEpochRunner` or a `GraphEpochRunner`. Its network is trained in place.
@@ -149,7 +158,8 @@ class Trainer:
         self.validate, self.progress = validate, progress or SilentProgress()
         self.callbacks = check_callbacks(callbacks)
         template = checkpoint_template or Checkpoint(f"gru4rec_fast.{type(runner.network).__name__}/2")
-        self.folder = RunFolder(out, template)
+        self._saves = out is not None
+        self.folder = RunFolder(out if self._is_first_rank else None, template)
         self.history: list[dict[str, Any]] = []
         self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximize=not monitors_loss)
         self._selects_best = validate is not None or monitors_loss
@@ -157,6 +167,10 @@ class Trainer:
         self._saved_at_step = 0
         self._reported = replace(runner.position)  # the position at the last call of on_step_end
         self._is_stopped = False
+
+    @property
+    def _is_first_rank(self) -> bool:
+        return self.runner.ranks is None or self.runner.ranks.is_first
 
     @property
     def position(self) -> TrainingPosition:
@@ -182,6 +196,8 @@ class Trainer:
             Any error of a callback.
         """
         peak = self._peak or PeakMemory()
+        if self.runner.ranks is not None:
+            self.runner.ranks.check_equal(asdict(self.options) | {"writes to a folder": self._saves})
         if resume is not None:
             self.restore(resume)
         self._is_stopped = False
@@ -214,6 +230,7 @@ class Trainer:
                     self.runner.run_epoch(self.progress, partial(self._between_updates, interrupt))
                     self._call_on_step_end()
                     self._finish_epoch()
+                    self._agree_to_stop(interrupt)
                     self._raise_if_interrupted(interrupt)
             if self._is_stopped:
                 self.progress.say(f"a callback stopped the training {self.position.describe()}")
@@ -261,6 +278,7 @@ class Trainer:
         Returns the number of mini-batches until the next save; None without saves.
         """
         self._call_on_step_end()
+        self._agree_to_stop(interrupt)
         self._raise_if_interrupted(interrupt)
         every = self.options.checkpoint_every
         is_due = every is not None and self.position.step - self._saved_at_step >= every
@@ -351,6 +369,12 @@ class Trainer:
                 raise TrainingDiverged(f"the validation metric {name} is {value} {self.position.describe()}")
         return metrics
 
+    def _agree_to_stop(self, interrupt: InterruptRequest) -> None:
+        """Make all ranks stop where one of them has received a signal, or a callback of one has called `stop`."""
+        if self.runner.ranks is not None:
+            signal_number, is_stopped = self.runner.ranks.highest(interrupt.signal_number or 0, self._is_stopped)
+            interrupt.signal_number, self._is_stopped = signal_number or None, bool(is_stopped)
+
     def _raise_if_interrupted(self, interrupt: InterruptRequest) -> None:
         if interrupt.signal_number is None:
             return
@@ -363,7 +387,7 @@ class Trainer:
 
     def _save_last(self) -> Path | None:
         """Write last.safetensors, after a check of losses and weights; return its path, or None without a folder."""
-        if self.folder.path is None:
+        if not self._saves:
             return None
         self.runner.read_losses()
         check_weights(self.network, self.position)

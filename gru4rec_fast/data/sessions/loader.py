@@ -77,6 +77,9 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         seed: seed of the shuffle; None draws one from torch's CPU generator.
         min_live: end the epoch at the first step with fewer live lanes (lanes that have a session). Use 2 if all
             negatives are in-batch negatives.
+        rank, world_size: this process, and the number of processes, for a training by DDP: yield the lanes of this
+            process only. Every process plays the whole schedule of `batch_size` lanes, so all get the same number of
+            blocks. `n_live` counts the lanes of this process. The seed must be the same integer in all processes.
         impl: "auto", "native" or "reference".
 
     Raises:
@@ -93,6 +96,8 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         shuffle: bool = False,
         seed: int | None = None,
         min_live: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
         impl: str = "auto",
     ) -> None:
         for name, value in {"batch_size": batch_size, "steps": steps, "min_live": min_live}.items():
@@ -100,6 +105,10 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
                 raise ValueError(f"{name}={value}: must be at least 1")
         self.n_skipped = store.n_short_sessions
         n_usable = store.n_sessions - self.n_skipped
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}, world_size={world_size}: must be 0 <= rank < world_size")
+        if world_size > 1 and shuffle and seed is None:
+            raise ValueError("shuffle=True with world_size > 1 needs a seed, the same in all processes")
         if n_usable < 1:
             raise ValueError(f"none of the {store.n_sessions} sessions has two events: there is nothing to predict")
         if self.n_skipped:
@@ -111,7 +120,11 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         self.items, self.offsets = as_tensor(store.items), as_tensor(store.offsets)
         self.n_items, self._folder = store.n_items, store.folder
         self.n_sessions = store.n_sessions
-        self.n_lanes = min(batch_size, n_usable)
+        self.n_all_lanes = min(batch_size, n_usable)
+        if self.n_all_lanes < world_size:
+            raise ValueError(f"{self.n_all_lanes} lanes are too few for world_size={world_size}: increase batch_size")
+        self._own = slice(*(self.n_all_lanes * r // world_size for r in (rank, rank + 1)))
+        self.n_lanes = self._own.stop - self._own.start
         self.n_targets = store.n_targets
         self.set_seed(seed)
         self.steps, self.shuffle, self.min_live, self.impl = steps, shuffle, min_live, impl
@@ -136,7 +149,7 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
     def _settings(self) -> dict[str, int | bool]:
         """Return the settings on which the meaning of a position depends."""
         names = ("n_sessions", "n_targets", "n_lanes", "steps", "shuffle", "seed", "min_live")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"n_lanes": self.n_all_lanes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration resume at the position in `state`. A seed that was drawn becomes that of `state`.
@@ -173,12 +186,12 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         order, lengths = self._order(), self.offsets.diff()
         targets = (lengths if order is None else lengths[order]) - 1
         # A heap of the steps at which the lanes become free. The next session starts in the lane that is free first.
-        free_at = [0] * self.n_lanes
+        free_at = [0] * self.n_all_lanes
         for n_targets in targets[targets > 0].tolist():
             heapq.heapreplace(free_at, free_at[0] + n_targets)
         # All lanes are live until there is no session left. Then one after another becomes dead, until fewer than
         # `min_live` are live.
-        n_steps = heapq.nlargest(self.min_live, free_at)[-1] if self.min_live <= self.n_lanes else 0
+        n_steps = heapq.nlargest(self.min_live, free_at)[-1] if self.min_live <= self.n_all_lanes else 0
         return -(-n_steps // self.steps)
 
     def __iter__(self) -> Iterator[SessionBlock]:
@@ -190,7 +203,7 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
             )
         order, lane_state = self.start_epoch()
         # Number of steps in a chunk: a multiple of `steps` within the limits, or one block.
-        chunk = max(self.steps, min(CHUNK_STEPS, CHUNK_EVENTS // self.n_lanes) // self.steps * self.steps)
+        chunk = max(self.steps, min(CHUNK_STEPS, CHUNK_EVENTS // self.n_all_lanes) // self.steps * self.steps)
         while True:
             chunk_start = [tensor.clone() for tensor in lane_state]
             (inputs, targets, reset), n_live = self._compute_chunk(order, lane_state, chunk)
@@ -201,11 +214,18 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
                 block = slice(start, min(start + self.steps, n_steps))
                 if is_last_chunk and block.stop == n_steps:  # before `yield`, after which a trainer may stop
                     self._finish_epoch()
-                yield SessionBlock(inputs[block], targets[block], reset[block], n_live[block])
+                yield self._own_block(inputs[block], targets[block], reset[block], n_live[block])
             if is_last_chunk:
                 break
         if n_steps == 0:
             self._finish_epoch()
+
+    def _own_block(self, inputs: Tensor, targets: Tensor, reset: Tensor, n_live: list[int]) -> SessionBlock:
+        """Return the block of this process's lanes."""
+        if self.n_lanes == self.n_all_lanes:
+            return SessionBlock(inputs, targets, reset, n_live)
+        inputs, targets, reset = (tensor[:, self._own].contiguous() for tensor in (inputs, targets, reset))
+        return SessionBlock(inputs, targets, reset, (inputs >= 0).sum(1).tolist())
 
     # Inference mode may begin and end between two blocks. A tensor made in it could not be updated outside of it.
     @torch.inference_mode(False)
@@ -231,7 +251,7 @@ class SessionParallelLoader(Seeded, IterableDataset[SessionBlock]):
         report the position with `set_position` after each call.
         """
         position, self._resume = self._resume or _EPOCH_START, None
-        order, lane_state = self._order(), ops.session_batch_state(self.n_lanes)
+        order, lane_state = self._order(), ops.session_batch_state(self.n_all_lanes)
         if position["lanes"] is not None:
             for tensor, values in zip(lane_state, position["lanes"], strict=True):
                 tensor.copy_(torch.as_tensor(values))

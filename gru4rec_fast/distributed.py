@@ -1,0 +1,149 @@
+"""Training, evaluation and recommending by several processes, through torch.distributed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Ranks:
+    """The processes (ranks) that train one model together, each with a copy of the network.
+
+        with Ranks() as ranks:  # in a script that torchrun has started
+            model.fit("train.tsv", out="run", ranks=ranks)
+
+    Every rank plays the whole schedule of sessions and computes some lanes of each mini-batch; a lane is one of the
+    sessions that are processed in parallel. The targets of all lanes are negatives, as in one process. Between
+    gradients and update, the ranks add up their gradients: all those of the GRU, and those of the table rows that any
+    lane reads, which every rank knows. The sums have the same bits on all ranks, and so have the weights.
+
+    All ranks must call the methods in the same order, because each one waits for the others. All but `part` raise
+    RuntimeError if another rank has ended.
+
+    Args:
+        device: device of the model. If torch.distributed has no process group yet, one is made from the environment
+            variables of torchrun: NCCL for "cuda", else gloo.
+
+    Attributes:
+        rank, size: number of this process, and number of processes.
+        device: device of the tensors that the ranks exchange.
+        n_bytes: bytes of the tensors that `sum_` has added up.
+
+    Raises:
+        RuntimeError: there is no process group, and torchrun has not started this process.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._owns_group = not dist.is_initialized()
+        on_gpu = torch.device(device).type == "cuda"
+        if self._owns_group:
+            if "RANK" not in os.environ:
+                raise RuntimeError("there is one process only: start it by torchrun, e.g. torchrun --nproc-per-node 2")
+            if on_gpu:
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if on_gpu else "gloo")
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.n_bytes = 0
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes the files."""
+        return self.rank == 0
+
+    def part(self, n: int) -> tuple[int, int]:
+        """Return (first, end), this rank's part of n lanes, sessions or users. Sizes of parts differ by at most one."""
+        return n * self.rank // self.size, n * (self.rank + 1) // self.size
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace each element of the tensor by its sum over all ranks."""
+        with _lost_rank_as_error():
+            dist.all_reduce(tensor)
+        self.n_bytes += tensor.nbytes
+
+    def highest(self, *values: int) -> list[int]:
+        """Return the highest of each value over all ranks."""
+        tensor = torch.tensor(values, dtype=torch.int64, device=self.device)
+        with _lost_rank_as_error():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def from_first(self, value: int) -> int:
+        """Return the value of rank 0."""
+        tensor = torch.tensor(value, dtype=torch.int64, device=self.device)
+        with _lost_rank_as_error():
+            dist.broadcast(tensor, 0)
+        return int(tensor)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of each rank; values are any objects that can be pickled."""
+        gathered: list[Any] = [None] * self.size
+        with _lost_rank_as_error():
+            dist.all_gather_object(gathered, value)
+        return gathered
+
+    def join_lanes(self, states: Sequence[Tensor], n_lanes: int) -> list[Tensor]:
+        """Return the states [n_lanes, H] of all lanes, given those of this rank's part."""
+        first, end = self.part(n_lanes)
+        joined = [state.new_zeros(n_lanes, state.shape[1]) for state in states]
+        for whole, state in zip(joined, states, strict=True):
+            whole[first:end] = state
+            with _lost_rank_as_error():
+                dist.all_reduce(whole)
+        return joined
+
+    @torch.no_grad()
+    def copy_from_first(self, network: nn.Module) -> None:
+        """Overwrite parameters and buffers by those of rank 0."""
+        for tensor in (*network.parameters(), *network.buffers()):
+            with _lost_rank_as_error():
+                dist.broadcast(tensor, 0)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Run the context on rank 0 first, and on the other ranks after it."""
+        if not self.is_first:
+            self.from_first(0)
+        yield
+        if self.is_first:
+            self.from_first(0)
+
+    def check_equal(self, values: Mapping[str, Any]) -> None:
+        """Raise ValueError on every rank if a value differs from that of rank 0."""
+        first, *others = self.gather(dict(values))
+        for rank, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other.get(name) != value:
+                    raise ValueError(
+                        f"{name} is {value!r} on rank 0, and {other.get(name)!r} on rank {rank}: give all ranks the "
+                        "same parameters and data"
+                    )
+
+    def close(self) -> None:
+        """End the process group, if this object has made it."""
+        if self._owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _lost_rank_as_error() -> Iterator[None]:
+    """Raise an error that says what to do if another rank has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {dist.get_rank()} has lost another rank, whose own message says why it ended; resume the training "
+            f"from its last checkpoint ({error})"
+        ) from error

@@ -1,0 +1,176 @@
+"""The program that tests/test_distributed.py runs in several processes. Rank 0 prints a JSON object of results.
+
+    torchrun --nproc-per-node 2 tests/ranks_program.py
+
+Each result compares a training by all ranks with the same training by one process, or is an error message.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from markov import markov_store
+
+from gru4rec_fast import GRU4Rec, InteractionGraph, LightGCN, SessionParallelLoader
+from gru4rec_fast.distributed import Ranks
+from gru4rec_fast.evaluation import evaluate_graph, evaluate_sessions
+from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_session_runner
+from gru4rec_fast.training import Callback, SessionEpochRunner, Trainer
+
+STORE, HELD_OUT = markov_store(n_sessions=90), markov_store(n_sessions=50, seed=1)
+BASE = {"layers": (12,), "batch_size": 9, "n_sample": 16, "seed": 1}
+# Parameters that change what the ranks exchange, or which lanes, columns and masks a rank needs.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "cross-entropy": {},
+    "momentum": {"momentum": 0.3},
+    "separate embedding": {"constrained_embedding": False, "embedding": 8},
+    "one-hot inputs": {"constrained_embedding": False},
+    "BPR-max, dropout": {"loss": "bpr-max", "dropout_p_embed": 0.2, "dropout_p_hidden": 0.3},
+    "logQ, blocks of 4": {"logq": 1.0, "bptt": 4},
+    "two layers, accumulation": {"layers": (12, 8), "accumulate": 3, "bptt": 2},
+    "accidental hits, shuffle": {"mask_accidental_hits": True, "label_smoothing": 0.1, "shuffle": True},
+    "in-batch negatives": {"n_sample": 0},
+    "float64": {"dtype": "float64"},
+    "bf16": {"precision": "bf16"},
+}
+FUSED_ONLY = {"momentum", "in-batch negatives", "bf16"}  # nothing that autograd exchanges depends on the first two
+
+
+def make_runner(impl: str, **changed: Any) -> SessionEpochRunner:
+    """Return a runner of a small model. impl: "fused", "autograd", "dense" (dense gradients) or "reference"."""
+    fused, operators = impl == "fused", "reference" if impl == "reference" else "auto"
+    p = GRU4RecParameters.create(BASE | {"fused": fused, "impl": operators} | changed)
+    return build_session_runner(p, build_session_network(p, STORE.n_items, sparse=impl != "dense"), STORE)
+
+
+def train(runner: SessionEpochRunner) -> tuple[list[float], torch.Tensor]:
+    """Train two epochs; return the losses of all updates, and the weights as one vector."""
+    losses = []
+    for _ in range(2):
+        finished = False
+        while not finished:
+            outcome = runner.run_updates(1)
+            finished = outcome.finished
+            losses += [] if outcome.loss is None else [outcome.loss]
+        runner.start_next_epoch()
+    return losses, torch.cat([weight.detach().double().flatten() for weight in runner.network.parameters()])
+
+
+def compare(ranks: Ranks, impl: str, **changed: Any) -> dict[str, Any]:
+    """Train by all ranks and by this process alone; return the largest differences."""
+    runner = make_runner(impl, **changed)
+    runner.join(ranks)
+    (losses, weights), (expected_losses, expected_weights) = train(runner), train(make_runner(impl, **changed))
+    pairs = zip(losses, expected_losses, strict=True)
+    return {
+        "updates": len(losses),
+        "loss": max(abs(loss - expected) for loss, expected in pairs),
+        "weights": float((weights - expected_weights).abs().max()),
+        "identical": all(torch.equal(weights, other) for other in ranks.gather(weights)),
+    }
+
+
+def exchanged_bytes(ranks: Ranks, impl: str) -> list[int]:
+    """Return the bytes that one update exchanges, measured and by the formula of docs/distributed.md."""
+    runner = make_runner(impl)
+    block = next(iter(SessionParallelLoader(STORE, BASE["batch_size"])))
+    negatives = runner._draw_negatives(0, 1)
+    assert negatives is not None
+    columns = {*block.targets.flatten().tolist(), *negatives.flatten().tolist()}
+    rows, width = columns | {*block.inputs.flatten().tolist()}, BASE["layers"][0]
+    n_gru = sum(weight.numel() for weight in runner.network.gru.parameters())
+    before = ranks.n_bytes
+    runner.join(ranks)
+    runner.run_updates(1)
+    return [ranks.n_bytes - before, 4 * (1 + n_gru + len(rows) * width + len(columns))]
+
+
+class StopOnLastRank(Callback):
+    """Stops the training after 20 updates, on the last rank only."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def on_step_end(self, trainer: Trainer, record: Any) -> None:
+        if record.step >= 20 and self.ranks.rank == self.ranks.size - 1:
+            trainer.stop()
+
+
+def message_of(error_type: type[Exception], function: Any, *arguments: Any, **keywords: Any) -> str:
+    """Return the message of the error that a call raises."""
+    try:
+        function(*arguments, **keywords)
+    except error_type as error:
+        return str(error)
+    return "no error"
+
+
+def estimators(ranks: Ranks) -> dict[str, Any]:
+    """Compare `fit`, `evaluate` and `partial_fit` of the estimators with those of one process."""
+    results: dict[str, Any] = {}
+
+    def model(**changed: Any) -> GRU4Rec:
+        return GRU4Rec(**BASE | {"n_epochs": 2} | changed)
+
+    together = model().fit(STORE, validation=HELD_OUT, progress=False, ranks=ranks)
+    alone = model().fit(STORE, validation=HELD_OUT, progress=False)
+    metrics = [[record["validation"] for record in m.history] for m in (together, alone)]
+    results["validation"] = metrics
+    results["evaluate"] = [
+        together.evaluate(HELD_OUT, cutoffs=(5, 20), batch_size=7, ranks=ranks).to_json(),
+        together.evaluate(HELD_OUT, cutoffs=(5, 20), batch_size=7).to_json(),
+    ]
+    few = markov_store(n_sessions=1, seed=2)  # fewer batches than ranks
+    results["evaluate one session"] = [
+        evaluate_sessions(together.network, few, ranks=ranks).to_json(),
+        evaluate_sessions(together.network, few).to_json(),
+    ]
+    for m, others in ((together, ranks), (alone, None)):
+        m.partial_fit(HELD_OUT, n_epochs=1, progress=False, ranks=others)
+    difference = [a - b for a, b in zip(together.network.parameters(), alone.network.parameters(), strict=True)]
+    results["partial_fit"] = max(float(d.detach().abs().max()) for d in difference)
+
+    graph, test = InteractionGraph.from_store(STORE), InteractionGraph.from_store(HELD_OUT)
+    test = InteractionGraph.from_arrays(*test.interactions(), user_ids=graph.users, item_ids=graph.items)
+    embeddings = torch.randn(graph.n_nodes, 8, generator=torch.Generator().manual_seed(0))
+    results["evaluate_graph"] = [
+        evaluate_graph(embeddings, graph, test, batch_size=4, ranks=ranks).to_json(),
+        evaluate_graph(embeddings, graph, test, batch_size=4).to_json(),
+    ]
+
+    torch.manual_seed(ranks.rank)
+    drawn = model(seed=None, dropout_p_hidden=0.2).fit(STORE, progress=False, ranks=ranks)
+    results["seed=None"] = len({weight.detach().sum().item() for weight in ranks.gather(drawn.network.output.weight)})
+    stopped = model().fit(STORE, progress=False, ranks=ranks, callbacks=[StopOnLastRank(ranks)])
+    results["stop"] = [len({*ranks.gather(stopped.network.output.weight.sum().item())}), len(stopped.history)]
+
+    data = STORE if ranks.is_first else HELD_OUT
+    results["other data"] = message_of(ValueError, model().fit, data, progress=False, ranks=ranks)
+    other = model(learning_rate=0.1 if ranks.is_first else 0.2)
+    results["other parameters"] = message_of(ValueError, other.fit, STORE, progress=False, ranks=ranks)
+    results["few lanes"] = message_of(ValueError, model(batch_size=1).fit, STORE, progress=False, ranks=ranks)
+    results["graph"] = message_of(ValueError, LightGCN(n_epochs=1).fit, graph, progress=False, ranks=ranks)
+    return results
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with Ranks() as ranks:
+        results: dict[str, Any] = {"estimators": estimators(ranks)}
+        for impl in ("fused", "autograd"):
+            results[impl] = {
+                name: compare(ranks, impl, **changed)
+                for name, changed in CONFIGURATIONS.items()
+                if impl == "fused" or name not in FUSED_ONLY
+            }
+            results[f"bytes, {impl}"] = exchanged_bytes(ranks, impl)
+        results["dense"] = {"cross-entropy": compare(ranks, "dense")}
+        results["reference"] = {"cross-entropy": compare(ranks, "reference")}
+        if ranks.is_first:
+            print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

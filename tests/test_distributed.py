@@ -1,0 +1,213 @@
+"""Training by several processes: as by one process, replicas equal to the bit, and what happens when one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from markov import markov_store
+from ranks_program import CONFIGURATIONS
+from run_cli import write_logs
+
+from gru4rec_fast import GRU4Rec, SessionParallelLoader
+from gru4rec_fast.distributed import Ranks
+
+pytestmark = [
+    pytest.mark.usefixtures("native_library"),
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+]
+PROGRAM = Path(__file__).parent / "ranks_program.py"
+
+
+def torchrun(n: int, *arguments: str | Path, folder: Path | None = None) -> subprocess.Popen[str]:
+    """Start a program in n processes; stdout and stderr are pipes."""
+    paths = [entry for entry in sys.path if entry]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def results(request: pytest.FixtureRequest) -> Any:
+    """Return what the program printed, for 2 and 4 processes."""
+    process = torchrun(request.param, PROGRAM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("impl", ["fused", "autograd", "dense", "reference"])
+def test_ranks_train_as_one_process_does(results: Any, impl: str) -> None:
+    for name, result in results[impl].items():
+        # bf16 rounds the factors of products. A sum of gradients in another order changes a few of these roundings.
+        tolerance = {"float64": 1e-12, "bf16": 2e-2}.get(name, 1e-5)
+        assert result["updates"] > 15, name
+        assert result["loss"] < tolerance and result["weights"] < tolerance, (name, result)
+        assert result["identical"], name
+    assert set(CONFIGURATIONS) >= set(results[impl])
+
+
+@pytest.mark.parametrize("impl", ["fused", "autograd"])
+def test_an_update_exchanges_the_bytes_of_the_formula(results: Any, impl: str) -> None:
+    measured, expected = results[f"bytes, {impl}"]
+    assert measured == expected
+
+
+def test_estimators(results: Any) -> None:
+    r = results["estimators"]
+    together, alone = r["validation"]
+    assert len(together) == 2
+    assert [record == pytest.approx(expected, abs=1e-6) for record, expected in zip(together, alone, strict=True)]
+    for name in ("evaluate", "evaluate one session", "evaluate_graph"):
+        assert r[name][0] == r[name][1], name
+    assert r["partial_fit"] < 1e-5
+    assert r["seed=None"] == 1, "the ranks have drawn different seeds"
+    assert r["stop"] == [1, 0]
+    assert r["other data"].startswith("sessions is 90 on rank 0, and 50 on rank 1: give all ranks the same parameters")
+    assert r["other parameters"].startswith("learning_rate is 0.1 on rank 0, and 0.2 on rank 1")
+    assert r["few lanes"].startswith("1 lanes are too few for")
+    assert r["graph"].startswith("ranks: a LightGCNNetwork is trained by one process")
+
+
+def test_the_lanes_of_a_loader_make_up_the_whole_blocks() -> None:
+    store, options = markov_store(), {"steps": 3, "shuffle": True, "seed": 4}
+    whole = SessionParallelLoader(store, 7, **options)
+    parts = [SessionParallelLoader(store, 7, **options, rank=rank, world_size=3) for rank in range(3)]
+    assert [part.n_lanes for part in parts] == [2, 2, 3]
+    assert {len(part) for part in parts} == {len(whole)}
+    for block, *own in zip(whole, *parts, strict=True):
+        for name in ("inputs", "targets", "reset"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in own], 1), getattr(block, name))
+        assert [sum(live) for live in zip(*(part.n_live for part in own), strict=True)] == block.n_live
+
+
+def test_a_loader_resumes_with_another_number_of_processes() -> None:
+    store = markov_store()
+    first = SessionParallelLoader(store, 6, steps=2, rank=0, world_size=2)
+    blocks = iter(first)
+    for _ in range(5):
+        next(blocks)
+    rest = SessionParallelLoader(store, 6, steps=2)
+    rest.load_state_dict(first.state_dict())
+    assert torch.equal(next(iter(rest)).inputs[:, :3], next(blocks).inputs)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"rank": 2, "world_size": 2}, "rank=2, world_size=2: must be 0 <= rank < world_size"),
+    ({"world_size": 9}, "8 lanes are too few for world_size=9: increase batch_size"),
+    ({"world_size": 2, "shuffle": True}, "shuffle=True with world_size > 1 needs a seed"),
+])  # fmt: skip
+def test_loader_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SessionParallelLoader(markov_store(), 8, **options)
+
+
+def test_ranks_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="there is one process only: start it by torchrun"):
+        Ranks()
+
+
+TRAIN = [
+    "-m",
+    "gru4rec_fast",
+    "train",
+    "train.tsv",
+    "--test",
+    "test.tsv",
+    "-ps",
+    "layers=16,batch_size=8",
+    "--seed",
+    "1",
+]
+
+
+def run_training(n: int, folder: Path, *options: str) -> str:
+    """Run a training by n processes to its end; return its output."""
+    process = torchrun(n, *TRAIN, *options, folder=folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def weights(run_folder: Path) -> torch.Tensor:
+    network = GRU4Rec.load(run_folder / "model.safetensors").network
+    assert network is not None
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rank, every", [(0, 1), (1, 40)], ids=["rank 0 while checkpoints are written", "rank 1 between checkpoints"]
+)
+def test_kill_of_one_rank_and_resume(tmp_path: Path, rank: int, every: int) -> None:
+    write_logs(tmp_path)
+    options = ["--n-epochs", "5", "--checkpoint-every", str(every)]
+    out = run_training(2, tmp_path, *options, "--out", "whole")
+    killed = torchrun(2, *TRAIN, *options, "--out", "killed", folder=tmp_path)
+    last = tmp_path / "killed" / "last.safetensors"
+    while not last.exists():
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.01)
+    started = time.monotonic()
+    os.kill(rank_pids(killed.pid)[rank], signal.SIGKILL)
+    _, err = killed.communicate(timeout=60)
+    assert killed.returncode != 0 and time.monotonic() - started < 30
+    assert f"rank      : {rank}" in err and "SIGKILL" in err
+    assert run_training(2, tmp_path, *options, "--out", "killed", "--resume") == out
+    assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_resume_with_another_number_of_ranks(tmp_path: Path) -> None:
+    write_logs(tmp_path)
+    run_training(2, tmp_path, "--n-epochs", "4", "--out", "whole")
+    for n in (1, 3):
+        run_training(2, tmp_path, "--n-epochs", "2", "--checkpoint-every", "30", "--out", f"by{n}")
+        run_training(n, tmp_path, "--n-epochs", "4", "--out", f"by{n}", "--resume")
+        torch.testing.assert_close(weights(tmp_path / f"by{n}"), weights(tmp_path / "whole"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_interrupt_stops_all_ranks_after_the_same_update(tmp_path: Path) -> None:
+    write_logs(tmp_path)
+    options = ["--n-epochs", "200", "--checkpoint-every", "20", "--out", "run"]
+    process = torchrun(2, *TRAIN, *options, folder=tmp_path)
+    while not (tmp_path / "run" / "last.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.kill(rank_pids(process.pid)[1], signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert err.count("interrupted: training interrupted in epoch") == 2, err
+    places = {line.split(";")[0] for line in err.splitlines() if "training interrupted in epoch" in line}
+    assert len(places) == 1, places
+
+
+def rank_pids(torchrun_pid: int) -> list[int]:
+    """Return the process ids of the ranks that a torchrun has started, by rank."""
+    pids = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == str(torchrun_pid):
+                variables = (entry / "environ").read_bytes().split(b"\0")
+                pids |= {int(v.removeprefix(b"RANK=")): int(entry.name) for v in variables if v.startswith(b"RANK=")}
+        except (OSError, IndexError):  # not a process, or it has ended
+            continue
+    return [pids[rank] for rank in sorted(pids)]
