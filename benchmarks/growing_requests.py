@@ -1,10 +1,10 @@
-"""Append a user per request while each request ranks 50,000 cached records; print the memory beside that of the rows.
+"""Append a user and rank 50,000 cached records in each request; print the memory of the process and of the users.
 
     python benchmarks/growing_requests.py
 
-A request appends a row to a 64-wide table of users (GrowableEmbedding) with the state of its Adam, takes the pool of
-records from a ByteLimitedCache, which computes it anew after 1,000 requests, and recommends 10 of them. Bytes are those
-above the memory before the first request. "rest" is the resident memory without the rows and their state.
+A request appends a row to a 64-wide table of users (GrowableEmbedding) and to its Adam state, takes the pool of records
+from a ByteLimitedCache, which computes it anew after 1,000 requests, and recommends 10 of them. The printed memory is
+what was added after 100 warm-up requests. "rows": the users' rows with their Adam state. "rest": resident minus rows.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
             request()
             requests_made += 1
         resident = memory_meter().read()[0] - baseline
-        rows = 3 * 4 * WIDTH * (len(users.weight) - 101)
+        rows = 3 * 4 * WIDTH * (len(users.weight) - 101)  # float32: a weight and two moments; 101 rows are older
         per_request = (time.perf_counter() - started) / (tenth * (options.requests // 10))
         print(
             f"{requests_made - 100:8,} requests: rows {rows / MIB:6.1f} MiB, resident {resident / MIB:6.1f} MiB, "

@@ -187,7 +187,7 @@ def sample_results() -> dict[str, Any]:
             "latencies": {"graph node": 1500.0},
             "timeline": {"xe-100": timeline},
             "ncu": {"xe-100": [{"kernel": "k", "us": 3.25, "load_sectors_per_request": None}]},
-            "cpu_engine": {"processor": "a CPU", "us_per_mini_batch": {"1": {"xe-100": 170.0}, "2": {}}},
+            "fused_step": {"processor": "a CPU", "us_per_mini_batch": {"1": {"xe-100": 170.0}, "2": {}}},
         },
     }  # fmt: skip
 

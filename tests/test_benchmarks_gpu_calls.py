@@ -160,7 +160,7 @@ def test_rehearsal_of_call_a(tmp_path: Path) -> None:
     names = [stage.name for group in CALLS["A"](options) for stage in group.stages]
     assert {name: s["outcome"] for name, s in results["stages"].items()} == dict.fromkeys(names, "ok")
     assert [row["row"] for row in results["rows"]] == [name for name in names if name in map(str, row_names())]
-    assert set(results["facts"]) == {"latencies", "timeline", "ncu", "cpu_engine"} and results["tiny"]
+    assert set(results["facts"]) == {"latencies", "timeline", "ncu", "fused_step"} and results["tiny"]
     assert all(OURS in row["seconds"] and not row["failed"] for row in results["rows"])
 
 

@@ -9,7 +9,7 @@ rates       copy bandwidth, and rates of matrix products in fp32, TF32 and bf16
 timeline    GPU timeline of two replays of the captured training step: kernels, times and gaps; also writes a trace
 ncu         bytes, sectors per request and occupancy of the five longest kernels of one training step, without graphs
 one-step    no measurement: runs the training step that `ncu` profiles
-cpu-engine  time of the fused training step on the CPU, with 1 to 16 threads
+fused-step  time of the fused training step on the CPU, with 1 to 16 threads
 
 The captured training step is the training step of `fit` on a GPU, replayed from a CUDA graph. The fused training step
 is that of `fit` on the CPU, one C++ call. FOLDER is written by prepare_folder.py. --setting is the name of a training
@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 CORES = len(os.sched_getaffinity(0))  # read before `import torch`, which binds this thread to one core (OMP_PROC_BIND)
 REPLAYS = 2  # number of replays of a captured graph in `timeline`
 REBUILT_VARIABLE = "GPU_CALL_REBUILT"  # environment variable, set after this program has deleted the library of FOLDER
-CPU_SECONDS = 0.5  # duration of each measurement of `cpu-engine`
+CPU_SECONDS = 0.5  # duration of each measurement of `fused-step`
 CPU_THREADS = (1, 2, 4, 8, 16)
 N_KERNELS = 5  # number of kernels that `ncu` reports
 # ncu's counter for each name in the results. A warp that reads 128 contiguous bytes has 4 sectors per request.
@@ -77,7 +77,7 @@ def load_library(arguments: argparse.Namespace) -> dict[str, Any]:
         if required not in [record.get("identity") for record in cached]:
             reason = _build.why_unusable(cached[0], required) if cached else f"{_build.cache_folder()} holds no library"
             print(f"compiling the library on this machine: {reason}", flush=True)
-            result["library"] = {"compiled_there": reason}
+            result["library"] = {"why_compiled": reason}
         try:
             info = gru4rec_fast.build_info()
         except RuntimeError as error:
@@ -198,7 +198,7 @@ def run_one_step(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
-    run(1)  # not captured: only the second run of the same number of mini-batches is captured
+    run(1)  # not captured: a graph is captured in the second run of the same number of mini-batches
     if arguments.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
@@ -225,6 +225,7 @@ def measure_counters(arguments: argparse.Namespace) -> dict[str, Any]:
             "--setting", arguments.setting, "--device", arguments.device, *(["--tiny"] if arguments.tiny else []),
             *(["--folder", str(arguments.folder)] if arguments.folder else []),
         ]  # fmt: skip
+        # Without WAIT_VARIABLE, since call.py has already let this process start.
         environment = {name: value for name, value in os.environ.items() if name != WAIT_VARIABLE}
         status = subprocess.run(command, env=environment, check=False).returncode
         text = report.read_text() if report.exists() else ""
@@ -274,8 +275,8 @@ def measure_fused_step_on_cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = PreparedFolder(arguments.folder)
     sides = {s.name: runner_side(gru_runner(folder.sessions(s.log), s.parameters())) for s in SETTINGS}
     by_threads: dict[str, dict[str, float]] = {}
-    result = {"facts": {"cpu_engine": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
-    # The number of threads must increase: idle threads of one measurement would slow down the next with fewer threads.
+    result = {"facts": {"fused_step": {"processor": processor_name(), "us_per_mini_batch": by_threads}}}
+    # The number of threads increases, because the idle threads of an earlier measurement would slow down a later one.
     for threads in [n for n in CPU_THREADS if n <= CORES]:
         torch.set_num_threads(threads)
         for name, side in sides.items():
@@ -317,7 +318,7 @@ DIAGNOSTICS = {
     "timeline": profile_timeline,
     "ncu": measure_counters,
     "one-step": run_one_step,
-    "cpu-engine": measure_fused_step_on_cpu,
+    "fused-step": measure_fused_step_on_cpu,
 }
 
 

@@ -35,8 +35,8 @@ from gru4rec_fast.training import SessionEpochRunner
 def training_row(name: RowName, device: Device, folder: PreparedFolder) -> Row:
     """Build the row of a training step: `GRU4Rec.fit`, the loop of the official `fit`, and plain PyTorch.
 
-    The side OURS_STEADY replays only full CUDA graphs and starts no epoch, except in turns in which an epoch ends. In
-    the precision bf16, only this package uses bf16 matrix products; the other implementations use TF32.
+    The side OURS_STEADY measures replays of full CUDA graphs; only turns (timed calls) in which an epoch ends include
+    anything else. In the precision bf16, only this package uses bf16 matrix products; the others use TF32.
     """
     (setting,) = [setting for setting in SETTINGS if setting.name == name.workload]
     store = folder.sessions(setting.log)
@@ -110,7 +110,7 @@ def make_updates_function(runner: SessionEpochRunner) -> Callable[[int], None]:
 
 
 def updates_side(run: Callable[[int], None], device: Device) -> Side:
-    """Return the side that calls `run`, which makes updates. n is rounded down to whole CUDA graphs of 16 updates."""
+    """Return the side that calls `run`, which makes updates. n is rounded to whole CUDA graphs of 16 updates."""
     updates_per_graph = device.size(full=16, tiny=1)
 
     def side(n: int) -> float:

@@ -149,7 +149,7 @@ def diagnostic_stage(options: StageOptions, name: str, limit: float, *arguments:
 def fused_step_stage(options: StageOptions) -> Stage:
     """Return the stage that measures the fused training step on the CPU, with each thread bound to a core."""
     binding = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
-    return replace(diagnostic_stage(options, "cpu-engine", 40), environment=binding, exclusive=True)
+    return replace(diagnostic_stage(options, "fused-step", 40), environment=binding, exclusive=True)
 
 
 def row_stage(options: StageOptions, name: RowName) -> Stage:

@@ -159,11 +159,11 @@ def _diagnostics(facts: dict[str, Any]) -> Iterator[str]:
         columns = [name for name in kernels[0] if name != "kernel"]
         cells = [[_code(k["kernel"]), *(_number(k[name]) for name in columns)] for k in kernels]
         yield from _table(f"kernel of an uncaptured step, {setting}", [c.replace("_", " ") for c in columns], cells)
-    if "cpu_engine" in facts:
-        by_threads = facts["cpu_engine"]["us_per_mini_batch"]
+    if "fused_step" in facts:
+        by_threads = facts["fused_step"]["us_per_mini_batch"]
         settings = list(dict.fromkeys(setting for times in by_threads.values() for setting in times))
         cells = [[setting, *(_number(times.get(setting)) for times in by_threads.values())] for setting in settings]
-        title = f"fused training step on the CPU, us per mini-batch ({facts['cpu_engine']['processor']})"
+        title = f"fused training step on the CPU, us per mini-batch ({facts['fused_step']['processor']})"
         yield from _table(title, [f"{threads} threads" for threads in by_threads], cells)
 
 

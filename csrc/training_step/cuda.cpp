@@ -119,7 +119,7 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
     // A launch updates up to kMaxTensors tensors.
     StepApply<scalar_t> batch{/*tensors=*/{}, /*n=*/0, update_flag.const_data_ptr<bool>(),
                               adagrad_values.const_data_ptr<double>()};
-    std::vector<Tensor> contiguous_grads;  // keeps the copies that `contiguous` makes alive until their launch
+    std::vector<Tensor> contiguous_grads;  // keeps copies made by `contiguous` alive until the launch
     const auto add = [&](const Tensor& weight, const OptionalTensor& accumulator, const OptionalTensor& velocity,
                          const Tensor& grad) {
       if (batch.n == kMaxTensors) step_apply_(batch, current_stream(device)), batch.n = 0;

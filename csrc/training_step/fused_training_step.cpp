@@ -82,7 +82,7 @@ NegativeDraws make_negative_draws(const NegativeSampler& sampler, int64_t n_item
           /*log_prob=*/nullptr};
 }
 
-// Calls `change`, which changes weights. An error that memory ran out becomes another error.
+// Calls `change`, which changes weights. If memory runs out, throws an error that says that they are partly updated.
 template <typename Change>
 void change_weights(const Change& change) {
   try {
@@ -317,7 +317,7 @@ class StepImpl final : public FusedTrainingStep {
     }
   }
 
-  // Restores the hidden states of the last save_states, if that has not failed.
+  // Restores the hidden states that save_states has copied, if any.
   void restore_states(int64_t lanes) {
     const T* copy = saved_states_.data();
     if (copy == nullptr) return;
@@ -455,9 +455,9 @@ class StepImpl final : public FusedTrainingStep {
   }
 
   // Returns whether each thread runs all of forward and backward for some of the lanes. This takes one parallel region
-  // instead of ten. Each thread then reads the output rows of all columns, so these must fit into its cache. The matrix
-  // products must be our own (AVX-512), whose bits do not depend on how a product is split. No lane may be dead. The
-  // precision must be `full`, because with bf16 each thread would round all output rows again.
+  // instead of ten. Each thread then reads the output rows of all targets and negatives, so these must fit into its
+  // cache. The matrix products must be our own (AVX-512), whose bits do not depend on how a product is split. No lane
+  // may be dead. The precision must be `full`, because with bf16 each thread would round all output rows again.
   bool splits_lanes(const Block& block) const {
     const int64_t lanes = block.range.lanes, elements = (lanes + block.n) * output_.width();
     return block.range.steps == 1 && single_step_ && lanes / at::get_num_threads() >= kMinLanesPerThread &&
@@ -480,9 +480,9 @@ class StepImpl final : public FusedTrainingStep {
     if (mask_ != nullptr) multiply_in_place(mask_ + offset, rows * width, stack_.grad_x() + offset);
   }
 
-  // Computes the gradients of the parameters or, with `add`, adds to them. If the update consists of one step, `update`
-  // computes those of the GRU and of the output table as negatives. Allocates all memory that `update` needs, and then
-  // writes the states, so that nothing has changed if an allocation fails.
+  // Computes the gradients of the parameters or, with `add`, adds to them. Allocates all memory that `update` needs,
+  // and then writes the states, so that nothing has changed if an allocation fails. With single_step_, `update` instead
+  // computes the gradients of the GRU and of the negatives' output rows, and writes the states.
   void compute_gradients(const Block& block, bool add) {
     const int64_t rows = block.range.rows();
     const bool separate = network_.embedding.defined();
@@ -539,7 +539,7 @@ class StepImpl final : public FusedTrainingStep {
   RowTable<T> embedding_;
   int64_t steps_, accumulate_;
 
-  bool single_step_ = false;  // true if an update consists of one step, so that its gradients need not be stored
+  bool single_step_ = false;  // true if an update has one step and one tile: most gradients need not be stored
   const PhaseListener* on_phase_ = nullptr;  // of the current call; null if nobody listens
   const ProcessShare* share_ = nullptr;      // of the current call; null if this process trains alone
   std::vector<T*> states_;

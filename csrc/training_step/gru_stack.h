@@ -44,8 +44,9 @@ class GruStack {
   int64_t input_width() const { return layers_.front().input; }
   int64_t output_width() const { return layers_.back().hidden; }
 
-  // Allocates memory for a block and computes its dropout masks. The caller must not change x [T, B, input_width()],
-  // the states, one [B, H] per layer, and `reset` [T, B] until it has called compute_gradients.
+  // Allocates memory for a block and computes its dropout masks. `forward` reads x [T, B, input_width()], `reset`
+  // [T, B] and the states (one [B, H] per layer). From then on, the caller must not change these until the gradients of
+  // the parameters are computed.
   void prepare(const StepRange& range, const T* x, const std::vector<T*>& states, const bool* reset);
 
   // Computes output() [T, B, H] from x. With T = 1, `lanes` may be a part of the lanes, and several threads may call
@@ -62,8 +63,8 @@ class GruStack {
   void compute_gradients(bool add) { compute_gradients(add, /*update=*/nullptr); }
 
   // For T = 1: computes the gradients of all parameters and updates the parameters. The gradients of the weights are
-  // not stored; each block of their rows is used when it is computed. The only allocations are small ones inside matrix
-  // products.
+  // not stored: they are computed for some rows at a time, which are updated at once. The only allocations are small
+  // ones inside matrix products.
   void compute_gradients_and_update(const AdagradOptions<T>& options) { compute_gradients(/*add=*/false, &options); }
 
   // Frees the memory that `prepare` and compute_gradients have allocated.

@@ -2,8 +2,8 @@
 // gru4rec_fast/ops/training_step.py.
 //
 // A block is T steps of all lanes. A lane is one of the sessions processed in parallel; a dead lane has no session
-// left, a live lane has one. An item is the target of a lane or a negative. `enabled` and `hyperparameters` are on the
-// device, so that a captured CUDA graph reads their current values.
+// left, a live lane has one. The items of a step are its lanes' targets and its negatives. `enabled` and
+// `hyperparameters` are on the device, so that a captured CUDA graph reads their current values.
 #pragma once
 
 #include <cstdint>
