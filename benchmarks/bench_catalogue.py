@@ -2,9 +2,9 @@
 
     pytest benchmarks/bench_catalogue.py --threads 1
 
-With sparse gradients, a step should take the same time for every catalogue, apart from cache misses: the items that
-occur follow Zipf's law. A side is a size of the catalogue. A unit of work is a mini-batch of 64 lanes (sessions
-processed in parallel) with 2048 negatives.
+With sparse gradients, a step should take the same time for every catalogue, apart from cache misses. Items are drawn by
+Zipf's law, as they occur in logs. The sides that are compared differ in the size of the catalogue only. A unit of work
+is a mini-batch of 64 lanes (sessions processed in parallel) with 2048 negatives.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "Tensor(c!) cursor, SymInt steps) -> (Tensor inputs, Tensor targets, Tensor reset)");
 
   // negative_sampling: sizes, seed and step are SymInt. With plain ints, torch.compile would recompile for every step
-  // number. Wherever there is a `step`, the value of `counter`, a 0-dim int64 tensor on the operator's device, is added
-  // to it. So a captured CUDA graph can count steps.
+  // number. Operators that also take `counter`, a 0-dim int64 tensor on their device, add its value to `step`. So a
+  // captured CUDA graph can count steps.
   m.def("build_alias_table(Tensor mass) -> (Tensor threshold, Tensor alias)");
   m.def(
       "negative_sampling(Tensor threshold, Tensor alias, Tensor log_prob, SymInt n, SymInt seed, SymInt step, "

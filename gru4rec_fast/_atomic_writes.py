@@ -11,8 +11,8 @@ temporary folder (its twin), then the temporary folder becomes NAME. A kill leav
 - Between the renames: NAME is missing. `restore_folder` undoes the first rename. It is called before a folder is opened
   or replaced.
 - After the second rename: NAME is the new version. The earlier version has no twin any more, so it is superseded: it is
-  never restored, even if the user deletes NAME. The next process that writes to NAME removes it once NAME exists. (The
-  folders of version 0.1 had no twins.)
+  never restored, even if the user deletes NAME. The next process that writes to NAME removes it once NAME exists; until
+  then it may be the only copy, because version 0.1 made no twins.
 """
 
 from __future__ import annotations
@@ -192,6 +192,7 @@ def _remove_abandoned(target: Path) -> None:
 
 def _remove(path: Path, target: Path) -> None:
     """Remove a temporary folder or an earlier version of `target`, unless it may be all that is left of `target`."""
+    # A temporary folder whose twin exists is kept, too: without it, `restore_folder` restores no earlier version.
     is_needed = path.name.startswith(f".{target.name}.old-") or _twin(path).exists()
     if target.exists() or not is_needed:
         shutil.rmtree(path, ignore_errors=True)

@@ -285,12 +285,12 @@ def test_saved_graph_opens_memory_mapped_and_equal(tmp_path: Path, string_ids: b
         (
             "neighbors",
             [3, 2, 3, 0, 0, 1],
-            r"neighbors\.npy is damaged: it holds neighbors of a node that do not increase",
+            r"neighbors\.npy is damaged: it holds neighbors of a node that are not in increasing order",
         ),
         (
             "neighbors",
             [2, 3, 3, 0, 1, 1],
-            r"neighbors\.npy is damaged: it holds neighbors of a node that do not increase",
+            r"neighbors\.npy is damaged: it holds neighbors of a node that are not in increasing order",
         ),
         ("neighbors", [2, 3, 3, 1, 0, 1], r"neighbors\.npy is damaged: it holds an edge in one direction only"),
         ("users.ids", [4, 4], r"users\S*\.npy is damaged: .*the id 4 occurs more than once"),
@@ -316,7 +316,7 @@ def test_open_detects_decreasing_neighbors_in_different_chunks(
         neighbors = graph.neighbors.copy()
         neighbors[[first, first + 1]] = neighbors[[first + 1, first]]
         np.save(tmp_path / "graph" / "neighbors.npy", neighbors)
-        with pytest.raises(ValueError, match="holds neighbors of a node that do not increase"):
+        with pytest.raises(ValueError, match="holds neighbors of a node that are not in increasing order"):
             InteractionGraph.open(tmp_path / "graph")
 
 

@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_after_backward_kernel(G
 }
 
 // Backward of step t, reset_before, first half: calls backward_reset_before_z_n for the units of all lanes and
-// writes the gradient of s to grad_state. The caller then computes grad_q, the gradient of n times W_n.
+// writes the gradient of s to grad_state. The caller then multiplies the gradient of n by W_n to get grad_q.
 //
 // Launch: see the top of the file. Reads 6 elements per unit and writes 4: 5.2 MB, 1.1 us.
 template <typename T>
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kGruThreads) gru_reset_before_backward_z_n_ker
 }
 
 // Backward of step t, reset_before, second half: calls backward_reset_before_r for the units of all lanes, which
-// adds to grad_state. The caller then adds the gradients of r and z times W_rz to grad_state.
+// adds to grad_state. The caller then multiplies the gradients of r and z by W_rz and adds the product to grad_state.
 //
 // Launch: see the top of the file. Reads 4 elements per unit and writes 2: 3.1 MB, 0.7 us.
 template <typename T>

@@ -94,7 +94,7 @@ def read_ids(path: Path, vocabulary: Vocabulary, skip_unknown: bool, kind: str) 
 
 
 def _quoted(unknown_id: int | str, vocabulary: Vocabulary) -> str:
-    """Return an id for an error message, in quotes unless it is an integer, like the ids of the vocabulary."""
+    """Return an id for an error message, in quotes unless it is an integer and the vocabulary's ids are integers."""
     text = str(unknown_id)
     is_integer = not vocabulary.holds_strings and text.removeprefix("-").isdecimal()
     return brief(text).strip("'") if is_integer else brief(text)

@@ -79,15 +79,15 @@ class TextFile:
         regular = f"^{field}(?:{s}{field})*$"
         n_lines, empty_lines = 0, []
         has_carriage_return = has_quoted_field = has_other_quote = False
-        # First line with too many separators. The second number does not count the separators in quoted fields.
+        # Index of the first line with too many separators. For True, separators in quoted fields are not counted.
         long_line: dict[bool, int | None] = {False: None, True: None}
         for lines in line_batches(path):
             index = pl.int_range(n_lines, n_lines + len(lines), dtype=pl.Int64, eager=True)
             n_lines += len(lines)
             n_separators = lines.str.count_matches(separator, literal=True).fill_null(0)
-            short = n_separators == 0
-            is_empty = lines.filter(short).fill_null("").str.strip_chars(" \t".replace(separator, "")) == ""
-            empty_lines.append(index.filter(short).filter(is_empty))
+            one_field = n_separators == 0
+            is_empty = lines.filter(one_field).fill_null("").str.strip_chars(" \t".replace(separator, "")) == ""
+            empty_lines.append(index.filter(one_field).filter(is_empty))
             has_carriage_return |= lines.str.contains("\r", literal=True).any()
             quotes = lines.filter(lines.str.contains(quote, literal=True)) if quote is not None else lines.clear()
             if len(quotes):
@@ -100,9 +100,9 @@ class TextFile:
                 index, lines = index.filter(is_long), lines.filter(is_long)
                 unquoted = lines.str.replace_all(f"{q}[^{q}]*{q}", "")
                 is_still_long = unquoted.str.count_matches(separator, literal=True) >= len(names)
-                for with_quotes, first in ((False, index.first()), (True, index.filter(is_still_long).first())):
-                    if long_line[with_quotes] is None:
-                        long_line[with_quotes] = first  # type: ignore[assignment]
+                for has_quotes, first in ((False, index.first()), (True, index.filter(is_still_long).first())):
+                    if long_line[has_quotes] is None:
+                        long_line[has_quotes] = first  # type: ignore[assignment]
         needs_csv_module = has_carriage_return or (has_quoted_field and has_other_quote)
         first_long = long_line[has_quoted_field]
         if first_long is not None and not needs_csv_module:
@@ -150,9 +150,7 @@ class TextFile:
         while True:
             numbers: list[int] = []
             values: dict[str, list[str | None]] = {name: [] for name in columns}
-            for number, row in islice(
-                rows, batch_rows
-            ):  # without a list of rows, which the garbage collector would scan
+            for number, row in islice(rows, batch_rows):  # not a list of rows, which the garbage collector would scan
                 numbers.append(number)
                 for name, i in columns.items():
                     values[name].append(row[i] if i < len(row) else None)

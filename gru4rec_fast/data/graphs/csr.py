@@ -93,7 +93,7 @@ def extract_user_item_block(
 def find_csr_damage(
     offsets: np.ndarray, neighbors: np.ndarray, n_users: int, n_items: int
 ) -> tuple[Literal["offsets", "neighbors"], str] | None:
-    """Return which array of a graph's CSR from a file is damaged and how ("holds ..."); None for a valid CSR.
+    """Return the name of the damaged array of a CSR from a file, and its damage ("holds ..."); None for a valid CSR.
 
     The edges of users and of items are compared by a sum of hashes, because sorting them would take minutes and much
     memory for a large graph.
@@ -122,7 +122,7 @@ def find_csr_damage(
                 return "neighbors", f"holds {columns.min()} to {columns.max()}, not {low} to {high - 1}"
             decreases = rows[0] == last_edge[0] and columns[0] <= last_edge[1]
             if decreases or ((rows[1:] == rows[:-1]) & (columns[1:] <= columns[:-1])).any():
-                return "neighbors", "holds neighbors of a node that do not increase"
+                return "neighbors", "holds neighbors of a node that are not in increasing order"
             last_edge = rows[-1], columns[-1]
             users, items = (rows, columns) if half == 0 else (columns, rows)
             edges = users.astype(np.uint64) << np.uint64(32) | items.astype(np.uint64)

@@ -137,7 +137,7 @@ def _merge(readers: list[_ItemReader], partition: np.ndarray, offsets: np.ndarra
         lengths = np.diff(offsets[first : end + 1])
         counts = np.bincount(partition[first:end], weights=lengths, minlength=len(readers)).astype(np.int64)
         items = np.concatenate([reader.read(count) for reader, count in zip(readers, counts, strict=True) if count])
-        source = np.empty(end - first, np.int64)  # start of each session in `items`, where partition follows partition
+        source = np.empty(end - first, np.int64)  # start of each session in `items`, which is in order of partitions
         source[order] = np.cumsum(lengths[order]) - lengths[order]
         target = offsets[first:end] - offsets[first]  # start of each session in the block
         yield items[np.repeat(source - target, lengths) + np.arange(len(items))]

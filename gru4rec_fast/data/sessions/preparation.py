@@ -55,8 +55,8 @@ def prepare(
 
     Returns:
         A dict of memory-mapped stores; the keys are the names of their folders, such as "train". A held-out part has
-        the vocabulary of its training part: events of other items are removed, then sessions of fewer than two events.
-        `meta["dropped"]` of each store counts what was removed, by reason.
+        the vocabulary of its training part: events of other items are removed, then sessions that are shorter than
+        `min_session_length` or than two events. `meta["dropped"]` of each store counts what was removed, by reason.
 
     Raises:
         ValueError, OSError, ImportError: as `SessionStore.from_events`; ValueError also if a part has no session left.

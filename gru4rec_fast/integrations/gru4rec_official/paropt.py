@@ -37,7 +37,7 @@ class SearchedParameter:
         name: name of the parameter.
         dtype: "int", "float" or "categorical".
         values: smallest and largest value; for "categorical" all values.
-        step: difference between two values to try; None is 1 for "int", and any difference for "float".
+        step: difference between neighboring values. None: 1 for "int"; any value in the range for "float".
         log: whether to sample on a logarithmic scale.
     """
 
@@ -52,7 +52,7 @@ class SearchedParameter:
         if self.dtype not in ("int", "float", "categorical"):
             raise ValueError(f"dtype={brief(self.dtype)}: choose int, float or categorical")
         if not isinstance(self.values, list) or not (self.dtype == "categorical" or len(self.values) == 2):
-            raise ValueError(f"values={brief(self.values)}: give a list; smallest and largest value for {self.dtype}")
+            raise ValueError(f"values={brief(self.values)}: give a list; for int and float, [smallest, largest]")
 
     def suggest(self, trial: optuna.Trial) -> Any:
         """Return the value to try in a trial."""
