@@ -539,7 +539,7 @@ class StepImpl final : public FusedTrainingStep {
   RowTable<T> embedding_;
   int64_t steps_, accumulate_;
 
-  bool single_step_ = false;  // true if an update has one step and one tile: most gradients need not be stored
+  bool single_step_ = false;  // true for updates of one step, tile and process: most gradients are not stored
   const PhaseListener* on_phase_ = nullptr;  // of the current call; null if nobody listens
   const ProcessShare* share_ = nullptr;      // of the current call; null if this process trains alone
   std::vector<T*> states_;

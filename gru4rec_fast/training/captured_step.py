@@ -32,7 +32,7 @@ from gru4rec_fast.training.captured_update import UpdateContext
 from gru4rec_fast.training.fused_step import (
     NO_KERNELS,
     BlockOutcome,
-    check_steps,
+    check_loader,
     item_range_error,
     repeated_only_before_updates,
     why_not_options,
@@ -130,7 +130,7 @@ class CapturedTrainingStep:
         Raises:
             ValueError: the loader's blocks have another number of steps, or an item is out of range for the catalogue.
         """
-        check_steps(loader, self.steps)
+        check_loader(loader, self.steps)
         return CapturedEpoch(self, loader, sampler if n_sample else None, n_sample, seed)
 
     @property

@@ -321,9 +321,9 @@ class FusedTrainingStep:
         ranks: the processes that train this network together; None: this process alone.
 
         Raises:
-            ValueError: the loader's blocks have another number of steps.
+            ValueError: the loader's blocks have another number of steps, or the lanes of one process only.
         """
-        check_steps(loader, self.steps)
+        check_loader(loader, self.steps)
         return FusedEpoch(self, loader, sampler, n_sample, seed, ranks)
 
     def _hyperparameters(self) -> dict[str, float]:
@@ -370,8 +370,13 @@ def repeated_only_before_updates(step: _CountsUpdates) -> Iterator[None]:
         raise
 
 
-def check_steps(loader: SessionParallelLoader, steps: int) -> None:
-    """Raise ValueError unless the loader's blocks have this many steps."""
+def check_loader(loader: SessionParallelLoader, steps: int) -> None:
+    """Raise ValueError unless the loader's blocks have this many steps, and all lanes."""
+    if loader.n_lanes != getattr(loader, "n_all_lanes", loader.n_lanes):
+        raise ValueError(
+            "the loader has the lanes of one process only: leave out its rank and world_size, and call "
+            "SessionEpochRunner.join(Ranks())"
+        )
     if loader.steps != steps:
         raise ValueError(f"the loader has blocks of {loader.steps} steps, the training step has steps={steps}")
 

@@ -24,7 +24,7 @@ from gru4rec_fast.profiling.out_of_memory import UPDATE
 from gru4rec_fast.training.captured_step import CapturedEpoch, CapturedTrainingStep, why_not_captured
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.checkpoint_tensors import HIDDEN, hidden_tensors
-from gru4rec_fast.training.fused_step import FusedEpoch, FusedTrainingStep, NoKernels, why_not_fused
+from gru4rec_fast.training.fused_step import FusedEpoch, FusedTrainingStep, NoKernels, check_loader, why_not_fused
 from gru4rec_fast.training.gradient_sums import sum_gradients
 from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import Progress
@@ -84,7 +84,8 @@ class SessionEpochRunner:
         lanes: (first, end), the lanes that this process computes.
 
     Raises:
-        ValueError: a value is out of range, or n_sample is not 0 and there is no sampler.
+        ValueError: a value is out of range, n_sample is not 0 and there is no sampler, or the loader has the lanes of
+            one process only.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class SessionEpochRunner:
         check_at_least(1, accumulate=accumulate)
         if precision not in ("full", "bf16"):
             raise ValueError(f"precision={precision!r}: choose 'full' or 'bf16'")
+        check_loader(loader, loader.steps)
         if n_sample and sampler is None:
             raise ValueError(f"n_sample={n_sample} needs a sampler: ops.build_alias_table(support, alpha)")
         self.network, self.loader, self.criterion, self.optimizer = network, loader, criterion, optimizer

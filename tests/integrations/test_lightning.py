@@ -307,13 +307,26 @@ def test_the_own_module_of_the_page_resumes_within_an_epoch(tmp_path: Path, own_
     assert torch.equal(weights(resumed), weights(whole))
 
 
-@pytest.mark.parametrize("uses_data_module", [False, True])
-def test_several_processes_are_an_error(own_module: Any, uses_data_module: bool) -> None:
+@pytest.mark.parametrize("changed", [{}, {"accumulate": 2, "bptt": 3}, {"fused": False}, {"seed": None}])
+def test_ddp_on_two_processes(changed: dict[str, Any]) -> None:
+    def train(**options: Any) -> GRU4RecModule:
+        torch.manual_seed(0)  # for seed=None
+        module = make_module(VALIDATION, **changed)
+        module.trained_on = make_trainer(max_epochs=2, **options)
+        module.trained_on.fit(module)
+        return module
+
+    alone, together = train(), train(devices=2, strategy="ddp_fork")
+    assert alone.trained_on.callback_metrics["recall@20"] > 0.5
+    for name, value in alone.trained_on.callback_metrics.items():
+        assert float(together.trained_on.callback_metrics[name]) == pytest.approx(float(value), abs=1e-5), name
+
+
+def test_own_module_with_ddp_gets_its_lanes(own_module: Any) -> None:
+    module, data = own_module(STORE, lanes=4), SessionDataModule(STORE, VALIDATION, batch_size=8)
     trainer = make_trainer(devices=2, strategy="ddp_fork", max_epochs=1)
-    module = own_module(STORE, lanes=8) if uses_data_module else make_module()
-    data = SessionDataModule(STORE, batch_size=8) if uses_data_module else None
-    with pytest.raises(Exception, match="trains in one process, not 2: use devices=1"):
-        trainer.fit(module, data)
+    trainer.fit(module, data)  # a block of all 8 lanes would not fit the 4 hidden states of a process
+    assert trainer.callback_metrics["recall@20"] > 0.5
 
 
 def test_the_length_of_the_data_modules_loader() -> None:
