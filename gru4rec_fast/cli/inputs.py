@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 def refuse_unused_options(log_format: LogFormat, is_graph_model: bool, *paths: Path | None) -> None:
     """Raise ValueError for an option of the log format that has no effect on reading `paths`; None is no path."""
-    from gru4rec_fast._atomic_writes import is_folder
+    from gru4rec_fast.data.part_files import is_prepared
 
     kind = "interactions" if is_graph_model else "sessions"
-    if all(is_folder(path) for path in paths if path is not None):
+    if all(is_prepared(path) for path in paths if path is not None):
         log_format.refuse_unused([], f"prepared {kind}, only on log files")
     columns = ("user_key", "item_key") if is_graph_model else ("session_key", "item_key", "time_key")
     log_format.refuse_unused([*columns, "separator", "quote"], f"log files of {kind}")
@@ -34,17 +34,16 @@ def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | No
     Raises:
         FileNotFoundError, ValueError, ImportError: see `SessionStore.open` and `SessionStore.from_events`.
     """
-    from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.data import SessionStore
+    from gru4rec_fast.data.part_files import is_prepared
 
-    is_prepared = is_folder(path)
-    if is_prepared:
+    if prepared := is_prepared(path):
         store = SessionStore.open(path)
     else:
         with row_counter(path.name) as progress:
             arguments = log_format.session_arguments()
             store = SessionStore.from_events(path, vocabulary=vocabulary, progress=progress, **arguments)
-    print_note(f"{path}: {store.summary(notes=not is_prepared)}")
+    print_note(f"{path}: {store.summary(notes=not prepared)}")
     return store
 
 
@@ -59,11 +58,10 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.
     """
-    from gru4rec_fast._atomic_writes import is_folder
     from gru4rec_fast.data import InteractionGraph
+    from gru4rec_fast.data.part_files import is_prepared
 
-    is_prepared = is_folder(path)
-    if is_prepared:
+    if prepared := is_prepared(path):
         graph = InteractionGraph.open(path)
     else:
         from gru4rec_fast.data.adjacency_lists import holds_adjacency_lists  # loads polars
@@ -74,5 +72,5 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
             graph = InteractionGraph.from_text(path, like=like)
         else:
             graph = InteractionGraph.from_table(path, like=like, **arguments)
-    print_note(f"{path}: {graph.summary(notes=not is_prepared)}")
+    print_note(f"{path}: {graph.summary(notes=not prepared)}")
     return graph

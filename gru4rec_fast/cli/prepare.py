@@ -20,7 +20,10 @@ _interactions_option = partial(typer.Option, rich_help_panel="Interactions")
 @with_option_groups
 def prepare(
     source: Annotated[
-        Path, typer.Argument(metavar="LOG", help="TSV or CSV (also .gz, .zst), Parquet or RecBole .inter file.")
+        Path,
+        typer.Argument(
+            metavar="LOG", help="TSV or CSV (also .gz, .zst), Parquet or RecBole .inter file, or a folder of parts."
+        ),
     ],
     out_dir: Annotated[
         Path, typer.Argument(metavar="OUT_DIR", help="Folder to write to; an earlier prepared log in it is replaced.")

@@ -47,6 +47,8 @@ class TableReader:
         self._id_roles = [role for role in table.columns if role != "time"]
         self._reasons: dict[str, str] = {}
         self._stripped: dict[str, int] = {}
+        self._part, self._first_row = table, 0  # the file that is read, if there are several, and its first row
+        self._families: dict[str, tuple[str, str]] = {}  # by role: family of the first part's dtype, and that part
 
     def id_parsing(self) -> dict[str, dict[str, Any]]:
         """Return how the ids of each role were read.
@@ -67,8 +69,10 @@ class TableReader:
             ValueError: a value is missing or unreadable.
         """
         self.n_rows, self._stripped = 0, dict.fromkeys(self._id_roles, 0)
-        for frame in self.table.frames(BATCH_ROWS):
-            yield self._clean(frame)
+        for part in self.table.parts or (self.table,):
+            self._part, self._first_row = part, self.n_rows
+            for frame in part.frames(BATCH_ROWS):
+                yield self._clean(frame)
 
     def read(self) -> pl.DataFrame:
         """Return all rows as one frame. Raises ValueError if there are none."""
@@ -85,11 +89,14 @@ class TableReader:
         """Return a frame of the table with typed columns and row numbers."""
         if self.table.is_text:
             raw = frame
-            frame = raw.with_columns(pl.col(list(self.table.columns)).str.strip_chars().replace("", None))
+            frame = raw.with_columns(
+                pl.col(list(self.table.columns)).str.strip_chars().replace("", None), pl.col("row") + self._first_row
+            )
             for role in self._id_roles:
                 self._stripped[role] += int((frame[role] != raw[role]).sum())
         else:
             frame = frame.with_columns(row=pl.int_range(self.n_rows, self.n_rows + frame.height, dtype=pl.Int64))
+            self._check_families(frame)
         typed = [self._typed_ids(frame, role) for role in self._id_roles]
         if "time" in self.table.columns:
             typed.append(self._times(frame))
@@ -126,7 +133,8 @@ class TableReader:
             self._raise_if(frame, role, is_text, "integer ids must fit int64; give them as strings")
         if is_text.any():
             first = frame.filter(is_text).row(0, named=True)
-            self._reasons[role] = f"{first[role]!r:.80} in row {first['row'] + 1}"
+            where = f" of {self._part.name}" if self.table.parts else ""
+            self._reasons[role] = f"{first[role]!r:.80} in row {first['row'] - self._first_row + 1}{where}"
             self._change_kind(role, "str")
         return integers
 
@@ -179,14 +187,23 @@ class TableReader:
             index = mask.arg_true()[0]
             # Dates are not shown, because Python cannot represent all of them.
             value = frame[role].dtype if frame[role].dtype.is_temporal() else frame[role][index]
+            row = frame["row"][index] - self._first_row + 1
             raise ValueError(
-                f"{self._label(role)}, row {frame['row'][index] + 1} (the first after the header is 1), "
-                f"value {value!r:.80}: {problem}"
+                f"{self._label(role)}, row {row} (the first after the header is 1), value {value!r:.80}: {problem}"
             )
 
     def _label(self, role: str) -> str:
         """Return the names of the source and the column, for an error message."""
-        return f"{self.table.name}: column {self.table.columns[role]!r}"
+        return f"{self._part.name}: column {self._part.columns[role]!r}"
+
+    def _check_families(self, frame: pl.DataFrame) -> None:
+        """Raise ValueError if a column has strings in one part and numbers in another, or dates and numbers."""
+        for role in self._part.columns:
+            dtype = frame[role].dtype
+            family = "numbers" if dtype.is_numeric() else "dates" if dtype.is_temporal() else "strings"
+            first, name = self._families.setdefault(role, (family, self._part.name))
+            if family != first:
+                raise ValueError(f"{self._label(role)} holds {family}, and {first} in {name}: make the files alike")
 
 
 def plain_integers(ids: pl.Series) -> tuple[pl.Series, pl.Series]:

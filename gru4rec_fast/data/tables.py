@@ -7,11 +7,13 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gru4rec_fast.data.part_files import part_paths
 from gru4rec_fast.data.text_files import TextFile, pl
 
 # A role says what a column holds. For each role: its default column name, and its column name in RecBole files.
@@ -35,12 +37,14 @@ class Table:
         frames: function that takes a maximum number of rows and yields the columns, named by role, in frames of at
             most this many rows, in input order. Frames of text files also have the column "row", see `TextFile.frames`.
         is_text: True for text files, in which blanks around values are removed and plain integers are integer ids.
+        parts: the tables of the files, if the source has several.
     """
 
     name: str
     columns: dict[str, str]
     frames: Callable[[int], Iterator[pl.DataFrame]]
     is_text: bool = False
+    parts: tuple[Table, ...] = ()
 
 
 def open_table(
@@ -51,7 +55,7 @@ def open_table(
     quote: str | None = QUOTE,
     allow_pickle: bool = False,
 ) -> Table:
-    """Open a path or a data frame and find its columns.
+    """Open a file, several part files or a data frame, and find its columns.
 
     Args:
         source, separator, quote, allow_pickle: as for `SessionStore.from_events`.
@@ -60,9 +64,25 @@ def open_table(
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is empty; a wanted column is missing, or two columns have its name; `separator` or `quote`
-            is given for a source that is no text file.
+            is given for a source that is no text file; some parts are text files and others are not.
         TypeError: `source` is neither a path nor a table.
     """
+    options: dict[str, Any] = {"separator": separator, "quote": quote, "allow_pickle": allow_pickle}
+    if (paths := part_paths(source)) is None:
+        return _open_single(source, wanted, **options)
+    parts = tuple(_open_single(path, wanted, **options) for path in paths)
+    if different := [part for part in parts if part.is_text != parts[0].is_text]:
+        raise ValueError(f"{parts[0].name} and {different[0].name}: one is a text file, the other is not")
+    name = f"{f'{paths[0]} and further files' if isinstance(source, list | tuple) else source} ({len(parts)} in all)"
+    return Table(
+        name, parts[0].columns, lambda n: chain.from_iterable(t.frames(n) for t in parts), parts[0].is_text, parts
+    )
+
+
+def _open_single(
+    source: Any, wanted: Mapping[str, str], *, separator: str | None, quote: str | None, allow_pickle: bool
+) -> Table:
+    """Open one file or a data frame; see `open_table`."""
     if not isinstance(source, (str, Path)):
         name = f"the {type(source).__name__} given"
         _refuse_text_options(name, separator=separator, quote=quote)

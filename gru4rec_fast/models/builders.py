@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gru4rec_fast import ops
-from gru4rec_fast._atomic_writes import is_folder
 from gru4rec_fast.data import InteractionGraph, SessionParallelLoader, SessionStore, TripleSampler, Vocabulary
 from gru4rec_fast.data.graphs.order import align_indices
+from gru4rec_fast.data.part_files import is_prepared
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import (
     TRAINING_LOSS,
@@ -66,7 +66,7 @@ def open_sessions(
     Raises:
         ValueError: a prepared store has another vocabulary. For a log see `SessionStore.from_events`.
     """
-    if isinstance(data, str | os.PathLike) and is_folder(Path(data)):
+    if is_prepared(data):
         data = SessionStore.open(Path(data))
     if not isinstance(data, SessionStore):
         return SessionStore.from_events(
@@ -117,7 +117,7 @@ def open_graph(
     If the graph `like` is given, users and items get the indices that they have in `like`. `like` has no effect for a
     `SessionStore`, or for a graph whose ids differ from those of `like`.
     """
-    if isinstance(data, str | os.PathLike) and is_folder(Path(data)):
+    if is_prepared(data):
         data = InteractionGraph.open(Path(data))
     if isinstance(data, InteractionGraph):
         return data if like is None else align_indices(data, like)

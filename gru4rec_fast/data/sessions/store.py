@@ -183,7 +183,9 @@ class SessionStore:
 
         Args:
             source: path of a TSV/CSV (plain, .gz, .zst), Parquet, RecBole `.inter` or pickle file; or a pandas, polars
-                or Arrow table; or a dict of columns.
+                or Arrow table; or a dict of columns. A log in several files is a list of their paths, a pattern such as
+                "log/*.parquet", or their folder if their names differ in numbers only, as Spark, Ray and Dask write
+                them. The order of the files matters where events of a session have equal times.
             session_key, item_key, time_key: names of the columns. In a `.inter` file, the defaults also find the usual
                 RecBole names (session_id, item_id, timestamp).
             separator: column separator of a text file; by default found in the header.
