@@ -1,6 +1,7 @@
 """The program that tests/test_distributed.py runs in several processes. Rank 0 prints a JSON object of results.
 
-    torchrun --nproc-per-node 2 tests/ranks_program.py
+    torchrun --nproc-per-node 2 tests/ranks_program.py         # on the CPU, with gloo
+    torchrun --nproc-per-node 2 tests/ranks_program.py cuda    # on two GPUs, with NCCL
 
 Each result compares a training by all ranks with the same training by one process, or is an error message.
 """
@@ -8,6 +9,7 @@ Each result compares a training by all ranks with the same training by one proce
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_
 from gru4rec_fast.training import Callback, SessionEpochRunner, Trainer
 
 STORE, HELD_OUT = markov_store(n_sessions=90), markov_store(n_sessions=50, seed=1)
-BASE = {"layers": (12,), "batch_size": 9, "n_sample": 16, "seed": 1}
+DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+BASE = {"layers": (12,), "batch_size": 9, "n_sample": 16, "seed": 1, "device": DEVICE}
 # Parameters that change what the ranks exchange, or which lanes, columns and masks a rank needs.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "cross-entropy": {},
@@ -55,7 +58,7 @@ def train(runner: SessionEpochRunner) -> tuple[list[float], torch.Tensor]:
             finished = outcome.finished
             losses += [] if outcome.loss is None else [outcome.loss]
         runner.start_next_epoch()
-    return losses, torch.cat([weight.detach().double().flatten() for weight in runner.network.parameters()])
+    return losses, torch.cat([weight.detach().cpu().double().flatten() for weight in runner.network.parameters()])
 
 
 def compare(ranks: Ranks, impl: str, **changed: Any) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def exchanged_bytes(ranks: Ranks, impl: str) -> list[int]:
     """Return the bytes that one update exchanges, measured and by the formula of docs/distributed.md."""
     runner = make_runner(impl)
     block = next(iter(SessionParallelLoader(STORE, BASE["batch_size"])))
-    negatives = runner._draw_negatives(0, 1)
+    negatives = runner._draw_negatives(step=0, steps=1)
     assert negatives is not None
     columns = {*block.targets.flatten().tolist(), *negatives.flatten().tolist()}
     rows, width = columns | {*block.inputs.flatten().tolist()}, BASE["layers"][0]
@@ -157,9 +160,9 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with Ranks() as ranks:
+    with Ranks(DEVICE) as ranks:
         results: dict[str, Any] = {"estimators": estimators(ranks)}
-        for impl in ("fused", "autograd"):
+        for impl in ("fused", "autograd") if DEVICE == "cpu" else ("autograd",):
             results[impl] = {
                 name: compare(ranks, impl, **changed)
                 for name, changed in CONFIGURATIONS.items()

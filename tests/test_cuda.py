@@ -6,6 +6,7 @@ Without a GPU all tests are skipped. Other test files, one per kernel family, ru
 from __future__ import annotations
 
 import gc
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from graph_oracle import random_graph
 from markov import markov_store
 from native import assert_as_close, assert_equal_bits
 from test_captured_step import CASES, TrainingSetup, losses_by_schedule, poison, train_by_autograd
+from test_distributed import PROGRAM, torchrun
 from torch import Tensor, nn
 
 from gru4rec_fast import GRU4Rec, InteractionGraph, _backend, ops
@@ -651,3 +653,14 @@ def test_gru_and_loss_in_a_cuda_graph_without_synchronization(hidden: int, in_ba
 def test_library_has_cuda_kernels() -> None:
     info = _backend.build_info()
     assert info["native_cuda"], info["why_not_cuda"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_as_one_does() -> None:
+    process = torchrun(2, PROGRAM, "cuda")
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    for impl in ("autograd", "dense"):
+        for name, result in json.loads(out.splitlines()[-1])[impl].items():
+            # On a GPU, kernels add up gradients in an order that varies.
+            assert result["loss"] < 1e-4 and result["identical"], (impl, name, result)

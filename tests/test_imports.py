@@ -30,8 +30,9 @@ LEVEL = {
     "integrations": 8,
     "cli": 8,
 }
-# Allowed imports from a higher level, as (file, module). _backend.py registers the operators after it loads a library.
-ALLOWED_IMPORTS = {("_backend.py", "gru4rec_fast.ops._registry")}
+# Allowed imports from a higher level, as (file, module). _backend.py registers the operators after it loads a library;
+# __main__.py is the command line.
+ALLOWED_IMPORTS = {("_backend.py", "gru4rec_fast.ops._registry"), ("__main__.py", "gru4rec_fast.cli")}
 
 
 def is_allowed(path: Path, module: str) -> bool:

@@ -18,7 +18,7 @@ def part_paths(source: Any) -> list[Path] | None:
 
     Raises:
         FileNotFoundError: no file matches a pattern.
-        ValueError: a folder also has other files, or files of different logs; a list is empty, or has a file twice.
+        ValueError: a folder has files of different logs; a list is empty, or has a file twice.
     """
     if isinstance(source, list | tuple) and all(isinstance(path, str | os.PathLike) for path in source):
         paths = [Path(path) for path in source]
@@ -41,8 +41,8 @@ def part_paths(source: Any) -> list[Path] | None:
 
 
 def holds_log_files(path: Path) -> bool:
-    """Return whether a path is a folder of log files, not a prepared one."""
-    return path.is_dir() and not (path / "meta.json").exists() and any(map(_is_log_file, path.iterdir()))
+    """Return whether a path is a folder that has log files only, apart from hidden ones."""
+    return path.is_dir() and bool(visible := _visible_paths(path)) and all(map(_is_log_file, visible))
 
 
 def is_prepared(source: Any) -> bool:
@@ -51,14 +51,8 @@ def is_prepared(source: Any) -> bool:
 
 
 def _paths_in_folder(folder: Path) -> list[Path]:
-    # Spark writes _SUCCESS and .crc files beside the parts.
-    paths = sorted(path for path in folder.iterdir() if not _is_hidden(path))
-    for path in paths:
-        if not _is_log_file(path):
-            raise ValueError(
-                f"{folder} has log files, and {path.name}, which is none: move it, or give a pattern such as "
-                f"'{folder}/*.parquet'"
-            )
+    """Return the files of a folder, sorted by name. Raises ValueError if they look like several logs."""
+    paths = _visible_paths(folder)
     # Parts differ in their numbers only: part-00017-<id>.parquet, <id>_000017_000000.parquet, part.17.parquet.
     by_name = {re.sub("[0-9]+", "0", path.name): path.name for path in paths}
     if len(by_name) > 1:
@@ -70,10 +64,14 @@ def _paths_in_folder(folder: Path) -> list[Path]:
     return paths
 
 
+def _visible_paths(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not _is_hidden(path))  # Spark writes _SUCCESS and .crc files
+
+
 def _is_hidden(path: Path) -> bool:
     return path.name.startswith(("_", "."))
 
 
 def _is_log_file(path: Path) -> bool:
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    return path.is_file() and not _is_hidden(path) and name.endswith(SUFFIXES)
+    return path.is_file() and name.endswith(SUFFIXES)

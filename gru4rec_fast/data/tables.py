@@ -89,7 +89,10 @@ def _open_single(
         return _from_object(source, wanted, name)
     path = Path(source)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a log; open a prepared store with SessionStore.open")
+        raise ValueError(
+            f"{path} is a folder, not a log, and does not hold part files only: give a pattern such as "
+            f"'{path}/*.parquet', or open a prepared store with SessionStore.open"
+        )
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     if path.stat().st_size == 0:
