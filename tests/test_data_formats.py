@@ -454,7 +454,7 @@ def test_error_for_a_wrong_separator_lists_the_columns(tmp_path: Path, separator
 def test_error_names_a_bad_source(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.tsv: there is no such file"):
         SessionStore.from_events(tmp_path / "nothing.tsv")
-    with pytest.raises(ValueError, match=r"is a folder, not a log with SessionStore\.open"):
+    with pytest.raises(ValueError, match=r"is a folder, not a log, .* open a prepared store with SessionStore\.open"):
         SessionStore.from_events(tmp_path)
     with pytest.raises(TypeError, match="events cannot be read from the int given"):
         SessionStore.from_events(7)
