@@ -36,10 +36,13 @@ class Ranks:
         n_bytes: bytes of the tensors that `sum_` has added up.
 
     Raises:
-        RuntimeError: there is no process group, and torchrun has not started this process.
+        RuntimeError: there is no process group, and torchrun has not started this process; or torch has no
+            torch.distributed.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
+        if not dist.is_available():
+            raise RuntimeError("this build of torch has no torch.distributed")
         self._owns_group = not dist.is_initialized()
         on_gpu = torch.device(device).type == "cuda"
         if self._owns_group:
@@ -144,6 +147,6 @@ def _lost_rank_as_error() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RuntimeError(
-            f"rank {dist.get_rank()} has lost another rank, whose own message says why it ended; resume the training "
-            f"from its last checkpoint ({error})"
+            f"rank {dist.get_rank()} cannot reach another rank, which has probably ended (its own message says why); "
+            f"resume the training from its last checkpoint ({error})"
         ) from error
