@@ -337,3 +337,13 @@ def test_our_optimizers_recognize_a_table_after_it_has_grown() -> None:
     hidden.sum().backward()
     with pytest.raises(ValueError, match=r"the gradient of a table of shape \[6, 4\] is dense"):
         optimizer.step()
+
+
+def test_an_optimizer_that_is_given_twice_grows_once() -> None:
+    table = GrowableEmbedding(5, 3)
+    optimizer = torch.optim.Adam(table.parameters())
+    table(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    table.append_rows(2, optimizer=[optimizer, optimizer])
+    assert optimizer.state[table.weight]["exp_avg"].shape == table.weight.shape == (7, 3)

@@ -185,3 +185,18 @@ def test_the_estimator_needs_constant_memory() -> None:
     assert len(estimator._blocks) < 64
     growth = estimator.estimate()
     assert growth is not None and growth.per_step == pytest.approx(1)
+
+
+def test_a_detector_cannot_be_entered_twice_and_stays_usable() -> None:
+    with LeakDetector() as detector:
+        with pytest.raises(RuntimeError, match="this LeakDetector is already entered"), detector:
+            pass
+        detector.step()
+    with LeakDetector() as detector:  # no counter was left behind
+        detector.step()
+
+
+@pytest.mark.parametrize("n", [0, -1, float("nan")])
+def test_a_step_counts_at_least_one(n: float) -> None:
+    with LeakDetector() as detector, pytest.raises(ValueError, match=f"n={n}: must be at least 1"):
+        detector.step(n)  # type: ignore[arg-type]

@@ -198,6 +198,9 @@ def test_error_names_the_argument() -> None:
     with pytest.raises(ValueError, match="n_users=0: must be at least 1"):
         estimate_memory(LightGCNParameters(n_layers=0), 5)
     assert estimate_memory(LightGCNParameters(n_layers=0), 5_000, n_users=5_000).peak > 0
+    for name in ("n_items", "batch_size", "cutoff", "memory_budget"):
+        with pytest.raises(TypeError, match=f"{name}=nan: must be an integer"):
+            estimate_memory(GRU4RecParameters(), **{"n_items": 10, name: float("nan")})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="or a model, not dict"):
         estimate_memory({}, 5)  # type: ignore[arg-type]
 
@@ -215,3 +218,10 @@ def test_info_estimate() -> None:
     assert "also give --estimate MODEL" in cli("info", "--n-items", "5").error_line
     assert "n_items=0: must be at least 1" in cli("info", "--estimate", "gru4rec").error_line
     assert "memory_budget=9: an evaluation needs" in cli(*arguments, "--memory-budget", "9").error_line
+
+
+def test_numpy_integers_do_not_overflow() -> None:
+    p = LightGCNParameters()
+    sizes = {"n_items": 10**6, "n_users": 10**6, "n_edges": 5 * 10**8}
+    expected = estimate_memory(p, **sizes, batch_size=10**9)
+    assert estimate_memory(p, **{k: np.int32(v) for k, v in sizes.items()}, batch_size=np.int32(10**9)) == expected  # type: ignore[arg-type]

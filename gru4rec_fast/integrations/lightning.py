@@ -345,11 +345,11 @@ class SessionDataModule(pl.LightningDataModule):
         self._make_loader = partial(
             SessionParallelLoader, self.train_store, batch_size, steps, shuffle=shuffle, seed=seed, min_live=min_live
         )
-        self._loader = self._make_loader()  # `setup` makes that of this process
+        self._loader = self._make_loader()
 
     def setup(self, stage: str) -> None:
         """Give this process its lanes, if the Trainer has several processes."""
-        if stage == "fit":
+        if stage == "fit" and self.trainer.world_size > 1:
             self._loader = self._make_loader(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
 
     def train_dataloader(self) -> SessionParallelLoader:

@@ -128,7 +128,8 @@ def append_to_parameters(additions: Sequence[tuple[nn.Parameter, Tensor]], optim
     Raises ValueError, and changes nothing, if a parameter or the state of an optimizer cannot grow.
     """
     given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-    optimizers = [getattr(one, "optimizer", one) for one in given]  # accelerate wraps an optimizer in another one
+    unwrapped = [getattr(one, "optimizer", one) for one in given]  # accelerate wraps an optimizer in another one
+    optimizers = list({id(one): one for one in unwrapped}.values())  # the state grows once
     changes: list[tuple[Tensor, Tensor]] = []
     for parameter, rows in additions:
         _check_parameter(parameter)

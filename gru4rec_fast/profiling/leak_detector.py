@@ -133,14 +133,15 @@ class LeakDetector:
         on_leak: str = "warn",
         live: TextIO | None = None,
     ) -> None:
-        if warm_up < 0:
+        if not warm_up >= 0:  # also for NaN
             raise ValueError(f"warm_up={warm_up}: must not be negative")
-        if min_growth < 0:
+        if not min_growth >= 0:
             raise ValueError(f"min_growth={min_growth}: must not be negative")
         if on_leak not in ("warn", "raise"):
             raise ValueError(f"on_leak={on_leak!r}: choose 'warn' or 'raise'")
         self._device = memory_meter(device).device
         self._warm_up, self._on_leak, self._live = warm_up, on_leak, live
+        self._is_entered = False
         self._counter: AllocationCounter | None = None  # None while a MemoryProfiler counts
         self._earlier_bytes = 0  # live bytes when the context was last left
         self._judges_objects = self._device.type != "cpu" or _backend.load()  # otherwise the counter is a TensorCounter
@@ -154,12 +155,17 @@ class LeakDetector:
         self._last_line = float("-inf")
 
     def __enter__(self) -> Self:
+        if self._is_entered:
+            raise RuntimeError("this LeakDetector is already entered: use another one for another loop")
         if active_profiler() is None:
-            self._counter = allocation_counter(self._device)
-            self._counter.start()
+            counter = allocation_counter(self._device)
+            counter.start()
+            self._counter = counter
+        self._is_entered = True
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._is_entered = False
         if self._counter is not None:
             self._earlier_bytes = self._live_bytes()
             self._counter.stop()
@@ -174,8 +180,10 @@ class LeakDetector:
         """Take a sample after a step of the loop, or after n steps.
 
         Raises:
-            RuntimeError: the context is not entered. MemoryLeakError: see `on_leak`.
+            ValueError: n is below 1. RuntimeError: the context is not entered. MemoryLeakError: see `on_leak`.
         """
+        if not n >= 1:
+            raise ValueError(f"n={n}: must be at least 1")
         self._steps += n
         allocated, resident = self._live_bytes(), resident_bytes()
         if self._live is not None:
