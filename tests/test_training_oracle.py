@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from native import why_not_emulated
+from native import threads, why_not_emulated
 from oracle import Dropout, Options, Trainer, random_weights, session_steps, zero_state
 from package_run import PackageRun
 from plain_pytorch import plain_step
+
+from gru4rec_fast import build_info
 
 N_ITEMS, LANES, N_SAMPLE = 50, 6, 24
 
@@ -74,7 +76,9 @@ def distances(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
 @pytest.mark.parametrize("name", CASES)
 def test_float32_is_as_close_to_float64_as_plain_pytorch(name: str, training_impl: str) -> None:
     """Compare 200 steps: losses agree to 1e-5, and errors are at most twice the errors of plain PyTorch."""
-    compare_single_steps(name, training_impl, 200)
+    # Plain PyTorch's own rounding errors depend on the number of threads, and so would the bounds.
+    with threads(1):
+        compare_single_steps(name, training_impl, 200)
 
 
 needs_emulation = pytest.mark.skipif(bool(why_not_emulated("gru")), reason=why_not_emulated("gru") or "-")
@@ -97,10 +101,11 @@ def compare_single_steps(name: str, training_impl: str, n_steps: int) -> None:
     package = PackageRun(oracle.weights, options, support=support, dtype=torch.float32, impl=training_impl)
     log_support = np.log(support)
     # A moment's error is the rounding of a single update. A bias has few numbers, so the ratio of its error to plain
-    # PyTorch's is noise. So the root mean squares over all steps are compared. The same is done for the output bias:
-    # its first update is lr * g / sqrt(g^2 + 1e-6), which with lr = 0.1 magnifies a rounding error of g near 1e-3 by
-    # about 30, and the rounding depends on the processor and the number of threads.
-    averaged = ("accumulator.", "velocity.", "output.bias")
+    # PyTorch's is noise. So the root mean squares over all steps are compared. The same is done for the output
+    # bias if kernels have no fused multiply-add: its first update is lr * g / sqrt(g^2 + 1e-6), which with lr = 0.1
+    # magnifies a rounding error of g near 1e-3 by about 30.
+    has_fma = training_impl == "reference" or build_info()["simd"] != "baseline"
+    averaged = ("accumulator.", "velocity.", *([] if has_fma else ["output.bias"]))
     averaged_errors: dict[str, list[tuple[float, float]]] = {}  # (relative error of the package, of plain PyTorch)
     for step_number, (step, step_negatives) in enumerate(zip(steps, negatives, strict=True)):
         accumulators, velocities = oracle_moments(oracle)
