@@ -49,7 +49,7 @@ def make_runner(options: argparse.Namespace, store: SessionStore) -> SessionEpoc
 
 
 def timed_updates(runner: SessionEpochRunner, updates: int) -> float:
-    """Return the seconds of an update, by the mean over some updates."""
+    """Make some updates; return the mean seconds of one."""
     started = time.perf_counter()
     if runner.run_updates(updates).finished:
         raise ValueError("the log is too short: increase --sessions")

@@ -71,7 +71,7 @@ class Ranks:
         self.n_bytes += tensor.nbytes
 
     def highest(self, *values: int) -> list[int]:
-        """Return the highest of each value over all ranks."""
+        """Return, for each argument, its largest value on any rank."""
         tensor = torch.tensor(values, dtype=torch.int64, device=self.device)
         with _lost_rank_as_error():
             dist.all_reduce(tensor, dist.ReduceOp.MAX)

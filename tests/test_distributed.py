@@ -75,7 +75,8 @@ def test_estimators(results: Any) -> None:
     r = results["estimators"]
     together, alone = r["validation"]
     assert len(together) == 2
-    assert [record == pytest.approx(expected, abs=1e-6) for record, expected in zip(together, alone, strict=True)]
+    for record, expected in zip(together, alone, strict=True):
+        assert record == pytest.approx(expected, abs=1e-6)
     for name in ("evaluate", "evaluate one session", "evaluate_graph"):
         assert r[name][0] == r[name][1], name
     assert r["partial_fit"] < 1e-5
