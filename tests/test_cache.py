@@ -116,6 +116,8 @@ def test_value_that_is_too_large_is_returned_and_not_stored(caplog: pytest.LogCa
     for arguments in ({"max_bytes": 0}, {"max_bytes": 5, "time_to_live": 0}):
         with pytest.raises(ValueError, match="=0: must be positive"):
             ByteLimitedCache(**arguments)
+    with pytest.raises(TypeError, match="max_bytes='100': must be a number"):
+        ByteLimitedCache("100")  # type: ignore[arg-type]
 
 
 def test_a_value_is_computed_once_by_several_threads() -> None:

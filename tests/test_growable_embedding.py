@@ -274,6 +274,11 @@ def within_a_larger_tensor(table: GrowableEmbedding) -> None:
         (None, {"n": 1, "init": torch.zeros(1, 2).double()}, "init must be float32 .* not float64"),
         (with_gradient, {"n": 1}, r"has a gradient .* optimizer.zero_grad\(\) before"),
         (within_a_larger_tensor, {"n": 1}, "lies within a larger tensor"),
+        (None, {"n": 1.5}, "n=1.5: must be an integer"),
+        (None, {"n": 2, "init": [[0.0, 0.0]]}, "init must be a tensor, a function or None, not list"),
+        (None, {"n": 2, "init": lambda rows: rows.resize_(3, 2)}, r"rows that init has filled must be .* \[3, 2\]"),
+        (None, {"n": 2, "optimizer": ["adam"]}, r"optimizer must be a torch\.optim\.Optimizer, or several, not str"),
+        (None, {"n": 2, "optimizer": 1}, r"optimizer must be a torch\.optim\.Optimizer, or several, not int"),
     ],
 )
 def test_an_error_changes_nothing(prepare: Callable | None, arguments: dict[str, Any], message: str) -> None:
@@ -281,12 +286,12 @@ def test_an_error_changes_nothing(prepare: Callable | None, arguments: dict[str,
     if prepare is not None:
         prepare(table)
     address = table.weight.data_ptr()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         table.append_rows(**arguments)
     assert table.weight.shape == (4, 2) and table.weight.data_ptr() == address and table.num_embeddings == 4
 
 
-@pytest.mark.parametrize("name", ["Adafactor", "LBFGS", "ASGD"])
+@pytest.mark.parametrize("name", ["Adafactor", "LBFGS", "ASGD", "Muon"])
 def test_an_optimizer_whose_state_cannot_grow_is_an_error(name: str) -> None:
     table = GrowableEmbedding(4, 2)
     adam, other = torch.optim.Adam(table.parameters()), getattr(torch.optim, name)(table.parameters())
@@ -302,6 +307,17 @@ def test_an_optimizer_whose_state_cannot_grow_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot grow.*: make a new {name}"):
         table.append_rows(1, optimizer=[adam, other])
     assert table.weight.shape == adam.state[table.weight]["exp_avg"].shape == (4, 2)
+
+
+def test_a_sparse_momentum_cannot_grow() -> None:
+    table = GrowableEmbedding(4, 2, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1, momentum=0.9)
+    table(torch.tensor([0])).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(ValueError, match=r"the sparse state 'momentum_buffer' .* of SGD cannot grow"):
+        table.append_rows(1, optimizer=optimizer)
+    assert table.weight.shape == (4, 2)
 
 
 def test_a_capacity_below_the_number_of_rows_is_an_error() -> None:

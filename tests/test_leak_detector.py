@@ -155,6 +155,18 @@ def test_step_needs_the_context() -> None:
 def test_invalid_arguments_are_errors(arguments: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         LeakDetector(**arguments)
+    with pytest.raises(TypeError, match=r"live must be a text file such as sys\.stderr, not bool"):
+        LeakDetector(live=True)  # type: ignore[arg-type]
+
+
+def test_a_loop_that_stops_tracemalloc_goes_on() -> None:
+    def leak_and_stop() -> None:
+        leak_a_tensor()
+        tracemalloc.stop()
+
+    kept.clear()
+    report = watch(leak_and_stop, 600)
+    assert report.allocator is not None and report.allocator.is_steady
 
 
 def growth_of(values: np.ndarray, threshold: float = 64.0) -> GrowthEstimator:

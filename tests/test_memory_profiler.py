@@ -1,6 +1,7 @@
 """MemoryProfiler: byte-exact phases, modules, the fused step, reports; PeakMemory."""
 
 import contextlib
+import copy
 import csv
 import gc
 import io
@@ -11,8 +12,9 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +126,7 @@ def test_only_one_profiler_records_in_a_thread_and_only_that_thread_is_counted(p
             others.append((active_profiler(), floats(1000)))
 
     with profiler:
-        with pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"), MemoryProfiler():
+        with pytest.raises(RuntimeError, match="a MemoryProfiler records in this thread already"), MemoryProfiler():
             pass
         thread = threading.Thread(target=allocate_in_thread)
         thread.start()
@@ -244,6 +246,141 @@ def test_attach_without_submodules_and_twice() -> None:
         net(torch.tensor([1])).sum().backward()
     calls = {"/".join(phase.path): phase.calls for phase in profiler.report().phases[1:]}
     assert calls == {"Net.forward": 2, "Net.backward": 1}
+
+
+class Failing(torch.autograd.Function):
+    """The identity, whose backward raises an error."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError
+
+
+def test_phases_after_a_failed_backward_are_not_within_it() -> None:
+    net, profiler = Net(), MemoryProfiler()
+    profiler.attach(net, "net")
+    with profiler:
+        with pytest.raises(ZeroDivisionError):
+            Failing.apply(net(torch.arange(6)).exp() * Failing.apply(net.layer.weight).sum()).sum().backward()
+        with pytest.raises(ZeroDivisionError):
+            (net(torch.arange(6)) * Failing.apply(net.layer.weight).sum()).sum().backward()
+        with profiler.phase("after"):
+            pass
+        net(torch.arange(6)).sum().backward()
+    assert profiler.report().phase("after").calls == 1
+    assert profiler.report().phase("net.forward").calls == 3
+    assert all(len(phase.path) == 1 or phase.path[0].endswith("forward") for phase in profiler.report().phases[1:])
+
+
+def test_detach_within_a_forward_pass_is_an_error_and_after_it_ends_the_recording() -> None:
+    net, profiler = Net(), MemoryProfiler()
+    profiler.attach(net, "net")
+    with profiler:
+        handle = net.layer.register_forward_hook(lambda *_: profiler.detach(net))
+        with pytest.raises(RuntimeError, match=r"detach\(\) within a forward pass of Net: call it after the pass"):
+            net(torch.arange(6))
+        handle.remove()
+        loss = net(torch.arange(6)).sum()
+        profiler.detach(net)
+        loss.backward()
+    assert not any("backward" in phase.path[-1] for phase in profiler.report().phases[1:])
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+def test_an_interrupted_forward_pass_leaves_no_hooks_of_saved_tensors() -> None:
+    net, profiler = Net(), MemoryProfiler()
+    profiler.attach(net, "net")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = net.layer.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt), profiler:
+        net(torch.arange(6))
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    handle.remove()
+    with profiler:
+        net(torch.arange(6))
+    assert profiler.report().tensors["activations"] == 48 + 240 + 240
+
+
+def test_the_activations_of_modules_that_contain_each_other_count_once() -> None:
+    expected = None
+    for attachments in (["net"], ["net", "layer"], ["layer", "net"]):
+        net, profiler, other = Net(), MemoryProfiler(), MemoryProfiler()
+        for name in attachments:
+            profiler.attach(net if name == "net" else net.layer, name)
+        other.attach(net)  # records nothing, because its context is not entered
+        with profiler:
+            net(torch.arange(6)).sum().backward()
+        tensors = profiler.report().tensors
+        assert expected is None or tensors == expected
+        expected = tensors
+        assert len(other.report().phases) == 0 or len(other.report().phases) == 1
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_of_an_attached_module_are_not_recorded(copy_of: Callable[[nn.Module], nn.Module]) -> None:
+    net, profiler = Net(), MemoryProfiler()
+    profiler.attach(net, "net")
+    copied = copy_of(net)
+    with profiler:
+        copied(torch.arange(6)).sum().backward()
+    assert len(profiler.report().phases) == 1
+    with profiler:
+        net(torch.arange(6))
+    assert profiler.report().phase("net.forward").calls == 1
+
+
+def test_the_backward_of_the_last_submodule_is_not_that_of_its_parent() -> None:
+    module, profiler = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), MemoryProfiler()
+    profiler.attach(module, "net")
+    with profiler:
+        module(torch.ones(4, 8)).sum().backward()
+    paths = [phase.path[-1] for phase in profiler.report().phases[1:] if "backward" in phase.path[-1]]
+    assert paths == ["net.1.backward", "net.0.backward"]
+
+
+def test_a_context_is_left_in_the_thread_that_entered_it() -> None:
+    profiler, errors = MemoryProfiler(), []
+
+    def leave() -> None:
+        with pytest.raises(RuntimeError, match="leave the context of a MemoryProfiler in the thread that entered it"):
+            profiler.__exit__()
+        errors.append(True)
+
+    with profiler:
+        thread = threading.Thread(target=leave)
+        thread.start()
+        thread.join()
+        assert active_profiler() is profiler
+    assert errors and active_profiler() is None
+
+
+@pytest.mark.parametrize("device", ["mps", "meta"])
+def test_other_devices_are_errors(device: str) -> None:
+    for measure in (MemoryProfiler, LeakDetector, PeakMemory):
+        with pytest.raises(ValueError, match=f"device='{device}': memory is measured on 'cpu' and 'cuda' devices only"):
+            measure(device)
+
+
+def test_a_device_that_does_not_exist_is_an_error() -> None:
+    n = torch.cuda.device_count()
+    with pytest.raises(RuntimeError, match=f"there is no device cuda:{n}; number of CUDA devices: {n}"):
+        MemoryProfiler(f"cuda:{n}")
+
+
+def test_arguments_of_other_types_are_errors() -> None:
+    profiler: Any = MemoryProfiler()
+    for method in (profiler.track, profiler.attach):
+        with pytest.raises(TypeError, match=r"module must be an nn\.Module, not int"):
+            method(1)
+        with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, not str"):
+            method(nn.Linear(1, 1), optimizer="adam")
 
 
 @needs_native
@@ -420,6 +557,15 @@ def test_plot_draws_the_timeline(tmp_path) -> None:
     assert (tmp_path / "memory.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="there is nothing to draw"):
         MemoryProfiler().report().plot(tmp_path / "empty.png")
+    for path in ("", tmp_path / "memory"):
+        with pytest.raises(ValueError, match="give a file name with a suffix"):
+            recorded().report().plot(path)
+    with pytest.raises(ValueError, match="format"):
+        recorded().report().plot(tmp_path / "memory.xyz")
+    for last in (0, -1):
+        with pytest.raises(ValueError, match=f"last={last}: must be at least 1"):
+            recorded().report().plot(tmp_path / "memory.png", last=last)
+    assert [path.name for path in tmp_path.iterdir()] == ["memory.png"]
 
 
 def test_the_timeline_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

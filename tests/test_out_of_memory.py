@@ -1,5 +1,6 @@
 """oom_guard gives the same results in smaller parts; explain_oom; real limits of the address space."""
 
+import math
 import re
 import threading
 import warnings
@@ -109,6 +110,11 @@ def test_the_error_is_raised_without_a_guard_and_after_the_smallest_parts() -> N
         pass
     with pytest.raises(ValueError, match="n_parts=0: must be at least 1"), oom_guard(n_parts=0):
         pass
+    for number in (1.5, math.nan):
+        with pytest.raises(TypeError, match=f"n_parts={number}: must be an integer"), oom_guard(n_parts=number):  # type: ignore[arg-type]
+            pass
+        with pytest.raises(TypeError, match=f"most={number}: must be an integer"):
+            next(attempts("the test", most=number))  # type: ignore[arg-type]
 
 
 def test_a_guard_is_for_its_thread() -> None:

@@ -216,6 +216,24 @@ def test_an_unfitted_or_fitting_model_is_an_error() -> None:
 
     model = GRU4Rec(**SMALL)
     model.fit(OLD, callbacks=[Extend()], progress=False)
+    model.partial_fit(NEW, callbacks=[Extend()], progress=False)  # what a callback changed would be lost
+    model.extend_items([99])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_epochs": 1.5}, "n_epochs=1.5: must be an integer"),
+        ({"n_epochs": "2"}, "n_epochs='2': must be an integer"),
+        ({"shrink": "1"}, "shrink='1': must be a number"),
+    ],
+)
+def test_arguments_of_other_types_are_errors(arguments: dict, message: str) -> None:
+    model = GRU4Rec(**SMALL).fit(OLD, progress=False)
+    with pytest.raises(TypeError, match=message):
+        model.partial_fit(NEW, **arguments)
+    with pytest.raises(TypeError, match="ids must be a sequence, not a set, which has no order"):
+        model.extend_items({1})
 
 
 @pytest.mark.parametrize("mode", ["constrained", "separate", "one-hot"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -25,6 +25,8 @@ def as_ids(values: ArrayLike | Iterable[int] | Iterable[str], name: str = "ids")
     """
     if isinstance(values, np.ndarray):
         array = values
+    elif isinstance(values, Set):
+        raise TypeError(f"{name}: ids must be a sequence, not a {type(values).__name__}, which has no order: sort it")
     else:
         listed: Any = values if hasattr(values, "__len__") else list(values)  # type: ignore[arg-type]
         if len(listed) and all(isinstance(value, str) for value in listed):

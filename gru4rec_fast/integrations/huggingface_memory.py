@@ -21,7 +21,8 @@ class MemoryCallback(TrainingMemory, TrainerCallback):
         print(memory.profiler.report().table(), memory.detector.report().describe())
 
     Phases: "forward_backward" (transformers has no event between forward and backward), "update" (the optimizer's step)
-    and "evaluation" (an evaluation that the training arguments ask for). A `SessionTrainer` with `fused=True` has the
+    and "evaluation" (an evaluation that the training arguments ask for; if there are several evaluation sets, the first
+    batch of the second and of later ones is not measured). A `SessionTrainer` with `fused=True` has the
     phases of `GRU4Rec.fit` instead of the first two, and the fused step still trains. The detector makes a step per
     step of the trainer. When a training has ended, nothing is measured any more; the next one is added to the reports.
 
@@ -79,6 +80,10 @@ class MemoryCallback(TrainingMemory, TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._begin_evaluation(control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.has_phase:  # the first batch of a further evaluation set was predicted
+            self.begin_phase("evaluation")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.end_phase()

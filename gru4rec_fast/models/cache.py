@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from gru4rec_fast._untrusted import check_numbers
+
 logger = logging.getLogger("gru4rec_fast")
 T = TypeVar("T")
 
@@ -108,7 +110,7 @@ class ByteLimitedCache:
         clock: returns the time in seconds, which must not decrease; for tests.
 
     Raises:
-        ValueError: a limit is not positive.
+        ValueError, TypeError: a limit is not positive, or not a number.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class ByteLimitedCache:
         size_of: Callable[[Any], int] = size_in_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_numbers(max_bytes=max_bytes, time_to_live=time_to_live)
         for name, limit in (("max_bytes", max_bytes), ("time_to_live", time_to_live)):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name}={limit}: must be positive")

@@ -16,7 +16,7 @@ import torch
 
 from gru4rec_fast import _version
 from gru4rec_fast._backend import build_info
-from gru4rec_fast._untrusted import brief
+from gru4rec_fast._untrusted import brief, check_numbers, whole_numbers
 from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation.network import evaluation_view
 from gru4rec_fast.models.builders import build_trainer, find_device
@@ -44,7 +44,6 @@ from gru4rec_fast.training.checkpoint_tensors import (
     saved_accumulator_maxima,
 )
 from gru4rec_fast.training.folder_lock import lock_folder
-from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import make_progress
 from gru4rec_fast.training.run_folder import checkpoint_to_resume
 from gru4rec_fast.training.saved_values import checked_history, damage_as_checkpoint_error
@@ -102,6 +101,7 @@ class Estimator(Parameters):
         self._fitted_parameters: dict[str, Any] = {}
         self._accumulator_maxima: dict[str, torch.Tensor] = {}  # see the function `accumulator_maxima`
         self._is_fitting = False  # whether a `fit` of this model, perhaps in another thread, is changing the weights
+        self._is_being_replaced = False  # whether a `partial_fit` is training a copy, which will replace everything
 
     def fit(
         self,
@@ -241,44 +241,49 @@ class Estimator(Parameters):
 
         Raises:
             ValueError, TypeError: bad input; the message names it. RuntimeError: the model is not fitted, or is
-                being fitted in another thread. TrainingInterrupted, TrainingDiverged: see
+                being fitted. TrainingInterrupted, TrainingDiverged: see
                 `gru4rec_fast.training.Trainer.run`.
         """
         self._check_columns(columns)
         peak = peak_of_training()
         self._network_to_change()
-        check_at_least(1, n_epochs=n_epochs)
+        (n_epochs,) = whole_numbers(1, n_epochs=self.n_epochs if n_epochs is None else n_epochs)
+        check_numbers(shrink=shrink)
         if not 0 < shrink <= 1:
             raise ValueError(f"shrink={shrink}: must be in (0, 1]")
         model = copy.copy(self)
-        model.n_epochs = self.n_epochs if n_epochs is None else n_epochs
-        model._check_patience(validation)
-        callbacks = check_callbacks(callbacks)
-        train = model._open_and_extend(data, **columns)
-        with torch.no_grad():
-            for weight in model._fitted_network().parameters():
-                weight.mul_(shrink)
-        held_out = None if validation is None else model._open(validation, **columns)
-        runner = model._build_runner(train, has_validation=validation is not None)
-        n_earlier = self.history[-1]["epoch"] if self.history else 0
-        # Seeds and steps determine negatives and dropout masks; these steps follow those of the earlier epochs.
-        n_steps = sum(record.get("mini_batches", 0) for record in self.history)
-        runner.position = TrainingPosition(epoch=n_earlier + 1, step=n_steps)
-        if ranks is not None:
-            runner.join(ranks)
-        trainer = build_trainer(
-            model,
-            runner,
-            n_epochs=n_earlier + model.n_epochs,
-            validate=None if held_out is None else lambda: model._validate(held_out, ranks),
-            callbacks=callbacks,
-            progress=make_progress(progress if ranks is None or ranks.is_first else False, model._progress_unit),
-            peak=peak,
-        )
-        trainer.history = [*self.history]
-        trainer.run()
-        model._take_results(trainer)
-        model.n_epochs = self.n_epochs
+        self._is_being_replaced = True  # changes by a callback or another thread would be lost
+        try:
+            model.n_epochs = n_epochs
+            model._check_patience(validation)
+            callbacks = check_callbacks(callbacks)
+            train = model._open_and_extend(data, **columns)
+            with torch.no_grad():
+                for weight in model._fitted_network().parameters():
+                    weight.mul_(shrink)
+            held_out = None if validation is None else model._open(validation, **columns)
+            runner = model._build_runner(train, has_validation=validation is not None)
+            n_earlier = self.history[-1]["epoch"] if self.history else 0
+            # Seeds and steps determine negatives and dropout masks; these steps follow those of the earlier epochs.
+            n_steps = sum(record.get("mini_batches", 0) for record in self.history)
+            runner.position = TrainingPosition(epoch=n_earlier + 1, step=n_steps)
+            if ranks is not None:
+                runner.join(ranks)
+            trainer = build_trainer(
+                model,
+                runner,
+                n_epochs=n_earlier + model.n_epochs,
+                validate=None if held_out is None else lambda: model._validate(held_out, ranks),
+                callbacks=callbacks,
+                progress=make_progress(progress if ranks is None or ranks.is_first else False, model._progress_unit),
+                peak=peak,
+            )
+            trainer.history = [*self.history]
+            trainer.run()
+            model._take_results(trainer)
+            model.n_epochs = self.n_epochs
+        finally:
+            self._is_being_replaced = False
         vars(self).update(vars(model))
         return self
 
@@ -443,10 +448,11 @@ class Estimator(Parameters):
         return self.network
 
     def _network_to_change(self) -> Any:
-        """Return the network. Raises RuntimeError before `fit` or `load`, and during a `fit` in another thread."""
-        if self._is_fitting:
+        """Return the network. Raises RuntimeError before `fit` or `load`, and during `fit` and `partial_fit`."""
+        if self._is_fitting or self._is_being_replaced:
             raise RuntimeError(
-                f"this {type(self).__name__} is being fitted in another thread: wait until fit has ended"
+                f"this {type(self).__name__} is being fitted, in another thread or by the training that called a "
+                "callback: wait until it has ended"
             )
         return self._fitted_network()
 

@@ -180,7 +180,7 @@ class GraphRecommender(Estimator, GraphParameters):
 
         Raises:
             TypeError: ids are strings where the graph has integers, or integers where it has strings.
-            RuntimeError: the model is not fitted, or is being fitted in another thread.
+            RuntimeError: the model is not fitted, or is being fitted (`fit`, `partial_fit`).
         """
         return self._extend(lambda graph: graph.with_nodes(users=ids))
 

@@ -223,7 +223,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
         Raises:
             TypeError: ids are strings where the model has integers, or integers where it has strings.
-            RuntimeError: the model is not fitted, or is being fitted in another thread.
+            RuntimeError: the model is not fitted, or is being fitted (`fit`, `partial_fit`).
         """
         network: SessionNetwork = self._network_to_change()
         assert self.vocabulary is not None

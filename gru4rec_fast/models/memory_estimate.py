@@ -7,12 +7,12 @@ activations of graph models are the largest sum of the tensors that exist at the
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from gru4rec_fast._untrusted import whole_numbers
 from gru4rec_fast.models.parameters import (
     GraphParameters,
     GRU4RecParameters,
@@ -141,19 +141,13 @@ def estimate_memory(
         )
     is_graph = isinstance(parameters, GraphParameters)
     batch_size = (1024 if is_graph else 512) if batch_size is None else batch_size
-    n_items, n_users, n_edges = _integers(n_items=n_items, n_users=n_users, n_edges=n_edges)
-    batch_size, cutoff = _integers(batch_size=batch_size, cutoff=cutoff)
-    sizes = {"n_items": n_items, "n_users": n_users, "n_edges": n_edges}
-    for name, size in sizes.items():
-        if size < (1 if name == "n_items" or (name == "n_users" and is_graph) else 0):
-            raise ValueError(f"{name}={size}: must be at least {0 if name == 'n_edges' else 1}")
+    n_items, batch_size, cutoff = whole_numbers(1, n_items=n_items, batch_size=batch_size, cutoff=cutoff)
+    (n_users,) = whole_numbers(1 if is_graph else 0, n_users=n_users)
+    (n_edges,) = whole_numbers(0, n_edges=n_edges)
     if not is_graph and (n_users or n_edges):
         raise ValueError("n_users and n_edges are for graph models; GRU4Rec has only n_items")
-    for name, value in (("batch_size", batch_size), ("cutoff", cutoff)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
     if memory_budget is not None:
-        (memory_budget,) = _integers(memory_budget=memory_budget)
+        (memory_budget,) = whole_numbers(0, memory_budget=memory_budget)
     n_parts = 1
     while True:
         if isinstance(parameters, GRU4RecParameters):
@@ -174,17 +168,6 @@ def estimate_memory(
                 f"{estimate.parameters} are parameters; increase the budget, or use a smaller model"
             )
         batch_size //= 2
-
-
-def _integers(**values: Any) -> list[int]:
-    """Return the values as Python integers, which do not overflow. Raises TypeError for other numbers."""
-    integers = []
-    for name, value in values.items():
-        try:
-            integers.append(operator.index(value))
-        except TypeError:
-            raise TypeError(f"{name}={value!r}: must be an integer") from None
-    return integers
 
 
 def _scalar_bytes(p: Any) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import dlpack
 
+from gru4rec_fast._untrusted import whole_numbers
 from gru4rec_fast.ops._checks import check_tensor
 
 Init = Tensor | Callable[[Tensor], Any] | None
@@ -37,6 +38,7 @@ class GrowableEmbedding(nn.Embedding):
     copy (`copy.deepcopy`, `.to(device)`) has no spare capacity until it grows.
 
     `load_state_dict` gives the table the number of rows of the state dict; load the state of the optimizer, too.
+    A pickle of the module itself, and `state_dict(keep_vars=True)`, also hold the spare rows.
 
     Args:
         num_embeddings: number of rows at first.
@@ -69,7 +71,8 @@ class GrowableEmbedding(nn.Embedding):
         Call it between two updates, after `optimizer.zero_grad()`. Rows and state of the optimizer are then the same as
         if the table had had its final size from the start, but for weight decay, which would have shrunk the new rows.
         A module in DistributedDataParallel must be wrapped again afterwards, and a SampledLoss or sampler
-        with the support of the old rows must be made again.
+        with the support of the old rows must be made again. A loss that was computed before cannot be used afterwards:
+        its gradient would have the old rows.
 
         Args:
             n: number of rows, at least 0.
@@ -80,7 +83,8 @@ class GrowableEmbedding(nn.Embedding):
 
         Raises:
             ValueError: n is negative; `init` has another shape, dtype or device; the weight has a gradient; the weight
-                is a part of a larger tensor; the state of an optimizer cannot grow. Nothing has changed then.
+                is a part of a larger tensor; the state of an optimizer cannot grow.
+            TypeError: an argument has another type. After an error, nothing has changed.
         """
         append_to_parameters(self.additions(n, init), optimizer)
         self.num_embeddings = self.weight.shape[0]
@@ -91,16 +95,19 @@ class GrowableEmbedding(nn.Embedding):
 
     @torch.no_grad()
     def additions(self, n: int, init: Init = None) -> list[tuple[nn.Parameter, Tensor]]:
-        """Return each parameter with the rows that `append_rows` appends to it. Raises ValueError for bad arguments."""
-        if n < 0:
-            raise ValueError(f"n={n}: the number of new rows must not be negative")
+        """Return each parameter with the rows that `append_rows` appends to it. Raises for bad arguments."""
+        (n,) = whole_numbers(0, n=n)
         weight: Any = self.weight
         if isinstance(init, Tensor):
             check_tensor("init", init, weight.dtype, (n, self.embedding_dim), weight.device)
             return [(weight, init)]
-        rows = self.initial_rows(n) if init is None else weight.new_empty(n, self.embedding_dim)
-        if init is not None:
-            init(rows)
+        if init is None:
+            return [(weight, self.initial_rows(n))]
+        if not callable(init):
+            raise TypeError(f"init must be a tensor, a function or None, not {type(init).__name__}")
+        rows = weight.new_empty(n, self.embedding_dim)
+        init(rows)
+        check_tensor("the rows that init has filled", rows, weight.dtype, (n, self.embedding_dim), weight.device)
         return [(weight, rows)]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -125,10 +132,14 @@ class GrowableEmbedding(nn.Embedding):
 def append_to_parameters(additions: Sequence[tuple[nn.Parameter, Tensor]], optimizer: Optimizers = None) -> None:
     """Append rows to parameters, and rows of initial state to the state of their optimizers.
 
-    Raises ValueError, and changes nothing, if a parameter or the state of an optimizer cannot grow.
+    Raises ValueError, and changes nothing, if a parameter or the state of an optimizer cannot grow; TypeError for what
+    is no optimizer.
     """
-    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    given = [] if optimizer is None else [optimizer] if not isinstance(optimizer, Iterable) else [*optimizer]
     unwrapped = [getattr(one, "optimizer", one) for one in given]  # accelerate wraps an optimizer in another one
+    for one in unwrapped:
+        if not isinstance(one, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, or several, not {type(one).__name__}")
     optimizers = list({id(one): one for one in unwrapped}.values())  # the state grows once
     changes: list[tuple[Tensor, Tensor]] = []
     for parameter, rows in additions:
@@ -192,16 +203,17 @@ def _state_additions(optimizer: Optimizer, parameter: nn.Parameter, n: int) -> l
     A new row has the state of a row that never had a gradient. Raises ValueError if that is unknown.
     """
     name = type(optimizer).__name__
-    if isinstance(optimizer, torch.optim.ASGD | torch.optim.LBFGS):
+    if isinstance(optimizer, torch.optim.ASGD | torch.optim.LBFGS | torch.optim.Muon):
         raise ValueError(f"the state of {name} cannot grow: make a new {name} after rows were appended")
     additions = []
     for key, tensor in optimizer.state.get(parameter, {}).items():
         if not isinstance(tensor, Tensor) or tensor.dim() == 0:  # such as the number of steps
             continue
-        if tensor.shape != parameter.shape or not tensor.is_contiguous():
+        if tensor.layout != torch.strided or tensor.shape != parameter.shape or not tensor.is_contiguous():
+            kind = "" if tensor.layout == torch.strided else "sparse "
             raise ValueError(
-                f"the state {key!r} {[*tensor.shape]} of {name} cannot grow with a table {[*parameter.shape]}: make a "
-                f"new {name} after rows were appended"
+                f"the {kind}state {key!r} {[*tensor.shape]} of {name} cannot grow with a table {[*parameter.shape]}: "
+                f"make a new {name} after rows were appended"
             )
         group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
         value = 0.0

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gru4rec_fast._untrusted import whole_numbers
 from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.nn.growable_embedding import GrowableEmbedding, Init, Optimizers, append_to_parameters
 from gru4rec_fast.nn.sequence_layout import State
@@ -136,10 +137,9 @@ class SessionNetwork(StepCounter):
             optimizer: the optimizer of the network, or several, whose state grows along.
 
         Raises:
-            ValueError: see `GrowableEmbedding.append_rows`; nothing has changed then.
+            ValueError, TypeError: see `GrowableEmbedding.append_rows`; nothing has changed then.
         """
-        if n < 0:
-            raise ValueError(f"n={n}: the number of new items must not be negative")
+        (n,) = whole_numbers(0, n=n)
         generator = torch.Generator().manual_seed((self.seed + self.n_items) % (1 << 63))
         tables = [self.output] if self.embedding_mode == "constrained" else [self.output, self.embedding]
         additions = []

@@ -102,10 +102,18 @@ _meters: dict[torch.device, MemoryMeter] = {}
 
 
 def memory_meter(device: torch.device | str = "cpu") -> MemoryMeter:
-    """Return the only meter of a device. All users of the device share the meter, so that a reset loses no peak."""
+    """Return the only meter of a device. All users of the device share the meter, so that a reset loses no peak.
+
+    Raises:
+        ValueError: the device is neither the CPU nor a CUDA device. RuntimeError: there is no such CUDA device.
+    """
     device = torch.device(device)
-    if device.type != "cuda":
-        device = torch.device("cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={str(device)!r}: memory is measured on 'cpu' and 'cuda' devices only")
+    if device.type == "cpu":
+        device = torch.device("cpu")  # without an index
+    elif (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(f"there is no device {device}; number of CUDA devices: {torch.cuda.device_count()}")
     elif device == torch.device("cuda"):  # without an index
         device = torch.device("cuda", torch.cuda.current_device())
     return _meters.setdefault(device, MemoryMeter(device))

@@ -121,7 +121,7 @@ class LeakDetector:
             terminal it replaces the line of the previous step, elsewhere there is at most one line per second.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range. TypeError: `live` is no text file.
     """
 
     def __init__(
@@ -139,6 +139,8 @@ class LeakDetector:
             raise ValueError(f"min_growth={min_growth}: must not be negative")
         if on_leak not in ("warn", "raise"):
             raise ValueError(f"on_leak={on_leak!r}: choose 'warn' or 'raise'")
+        if live is not None and not (hasattr(live, "write") and hasattr(live, "isatty")):
+            raise TypeError(f"live must be a text file such as sys.stderr, not {type(live).__name__}")
         self._device = memory_meter(device).device
         self._warm_up, self._on_leak, self._live = warm_up, on_leak, live
         self._is_entered = False
@@ -192,7 +194,9 @@ class LeakDetector:
             return
         self._allocator.add(self._steps, allocated)
         if self._trace is not None and not self._trace.is_complete:
-            if self._trace.step(self._steps):
+            if self._trace.was_stopped:
+                self._trace, self._next_trace = None, 2 * self._steps
+            elif self._trace.step(self._steps):
                 self._judge()
             return
         if self._process.add(self._steps, resident):

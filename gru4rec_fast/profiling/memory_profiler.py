@@ -81,8 +81,9 @@ class MemoryProfiler:
         record_history: GPU only; record each allocation with its stack, for `save_snapshot`. It takes time.
 
     Raises:
-        RuntimeError: there is no such device; the context is entered while another profiler records in this thread.
-        ValueError: record_history on the CPU.
+        RuntimeError: there is no such device; the context is entered while another profiler records in this thread, or
+            left in another thread.
+        ValueError: the device is neither the CPU nor a CUDA device; record_history on the CPU.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class MemoryProfiler:
         self._copies = CopyCounter()
         self._counts_copies = self.device.type != "cpu" if count_copies is None else count_copies
         self._tensors = TensorBytes()
-        self._hooks: dict[nn.Module, ModuleHooks] = {}
+        self._hooks = ModuleHooks(self._tensors, self._is_recording, self.begin_phase, self.end_phase)
         self._root = _Phase()
         self._open: list[_OpenPhase] = []
         self._timeline: deque[TimelineSample] = deque(maxlen=_TIMELINE_SAMPLES)
@@ -108,7 +109,7 @@ class MemoryProfiler:
 
     def __enter__(self) -> Self:
         if active_profiler() is not None:
-            raise RuntimeError("another MemoryProfiler records in this thread; leave its context first")
+            raise RuntimeError("a MemoryProfiler records in this thread already; leave its context first")
         with ExitStack() as stack:
             self._resident_peak = self._resident_peak or PeakMemory()
             if self._counts_copies:
@@ -126,9 +127,17 @@ class MemoryProfiler:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._entered is None:
+            return
+        if active_profiler() is not self:
+            raise RuntimeError("leave the context of a MemoryProfiler in the thread that entered it")
+        self._hooks.end_forward()
         stack, self._entered = self._entered, None
-        if stack is not None:
-            stack.close()
+        stack.close()
+
+    def _is_recording(self) -> bool:
+        # Autograd computes on a GPU in a thread of its own.
+        return self._entered is not None and (self.device.type != "cpu" or active_profiler() is self)
 
     def _end_history(self) -> None:
         self._snapshot = torch.cuda.memory._snapshot(self.device)
@@ -156,6 +165,7 @@ class MemoryProfiler:
         """Begin a phase within the innermost phase that is open; return what `end_phase` takes."""
         if not self._open:
             return None
+        self._hooks.end_failed_backward()
         phase = self._child(name)
         self._begin(phase, *self._read())
         return phase
@@ -193,6 +203,9 @@ class MemoryProfiler:
 
         No hooks are installed, so the fused step can still train the module. The report then has no gradients, because
         the fused step does not store them in the parameters.
+
+        Raises:
+            TypeError: `module` is not an nn.Module, or `optimizer` not an optimizer.
         """
         self._tensors.track(module, optimizer)
 
@@ -211,8 +224,9 @@ class MemoryProfiler:
         """Record forward and backward of a module by hooks, as phases `<name>.forward` and `<name>.backward`.
 
         The tensors that autograd saves for the backward pass are counted as activations. The backward of a module
-        begins when the gradient of its output is there, and ends when that of another module begins. With hooks, the
-        fused step cannot train a network.
+        begins when the gradient of its output is there, and ends when that of another module begins. A module that
+        returns the output of a submodule, such as nn.Sequential, has no backward of its own. With hooks, the fused step
+        cannot train a network. A copy of the module, also a pickled one, is not recorded.
 
         Args:
             module: any module.
@@ -221,20 +235,18 @@ class MemoryProfiler:
             optimizer: see `track`.
 
         Raises:
-            ValueError: the module is already attached.
+            TypeError: see `track`. ValueError: the module is already attached.
         """
-        if module in self._hooks:
-            raise ValueError(f"{type(module).__name__} is already attached; call detach() first")
         self.track(module, optimizer)
-        self._hooks[module] = ModuleHooks(
-            module, name or type(module).__name__, recurse, self._tensors, self.begin_phase, self.end_phase
-        )
+        self._hooks.add(module, name or type(module).__name__, recurse)
 
     def detach(self, module: nn.Module | None = None) -> None:
-        """Remove the hooks of a module; None: of all modules. What was recorded stays in the report."""
-        for attached in list(self._hooks) if module is None else [module]:
-            if attached in self._hooks:
-                self._hooks.pop(attached).remove()
+        """Remove the hooks of a module; None: of all modules. What was recorded stays in the report.
+
+        Raises:
+            RuntimeError: a forward pass of the module is running.
+        """
+        self._hooks.remove(module)
 
     def live_bytes(self) -> int:
         """Return the bytes that were allocated and not freed since the profiler was started."""

@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gru4rec_fast._untrusted import whole_numbers
 from gru4rec_fast.profiling.timeline import TimelineSample, plot_timeline
 
 MIB = 2**20
@@ -131,11 +132,14 @@ class MemoryReport:
 
         Args:
             path: the picture, in the format of its suffix, e.g. .png or .svg.
-            last: how many samples are drawn, from the end of the timeline.
+            last: how many samples are drawn, from the end of the timeline; at least 1.
 
         Raises:
-            ImportError: matplotlib is not installed. ValueError: nothing was recorded.
+            ImportError: matplotlib is not installed. OSError: the file cannot be written.
+            ValueError, TypeError: nothing was recorded, `path` has no suffix or one of no format, or `last` is not a
+                positive integer.
         """
+        (last,) = whole_numbers(1, last=last)
         plot_timeline(self.timeline[-last:], path)
 
 

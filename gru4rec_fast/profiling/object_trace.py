@@ -51,6 +51,11 @@ class ObjectTrace:
         if self._started_tracemalloc:
             tracemalloc.start(_N_FRAMES)
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether other code has stopped tracemalloc before the trace was complete."""
+        return not self.is_complete and not tracemalloc.is_tracing()
+
     def step(self, step: int) -> bool:
         """Take a look if one is due; return whether it was the last one."""
         if step < self._start + _LOOKS[len(self._steps)]:

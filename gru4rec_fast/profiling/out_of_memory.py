@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gru4rec_fast._untrusted import whole_numbers
 from gru4rec_fast.profiling.memory_limits import MemoryLimits
 from gru4rec_fast.profiling.memory_profiler import active_profiler
 from gru4rec_fast.profiling.memory_report import format_bytes
@@ -92,10 +93,9 @@ def oom_guard(*, n_parts: int = 1) -> Iterator[OutOfMemoryGuard]:
         n_parts: the number of parts to begin with, e.g. if a smaller number is known to fail.
 
     Raises:
-        ValueError: n_parts is below 1. RuntimeError: there is a guard in this thread already.
+        ValueError, TypeError: n_parts is below 1, or no integer. RuntimeError: there is a guard in this thread already.
     """
-    if n_parts < 1:
-        raise ValueError(f"n_parts={n_parts}: must be at least 1")
+    (n_parts,) = whole_numbers(1, n_parts=n_parts)
     if active_guard() is not None:
         raise RuntimeError("an oom_guard is already active in this thread; leave its context first")
     guard = _active.guard = OutOfMemoryGuard(n_parts)
@@ -145,7 +145,11 @@ def attempts(work: str, most: int) -> Iterator[Attempt]:
     Args:
         work: the name of the work in warnings. Later calls with this name begin with the number of parts that sufficed.
         most: the largest number of parts.
+
+    Raises:
+        ValueError, TypeError: `most` is below 1, or no integer.
     """
+    (most,) = whole_numbers(1, most=most)
     guard = active_guard()
     if guard is None:
         yield Attempt(1, is_last=True)

@@ -19,7 +19,11 @@ class TensorBytes:
         """The largest sum of the tensors that one forward pass saved for its backward pass."""
 
     def track(self, module: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Count also the tensors of this module and optimizer."""
+        """Count also the tensors of this module and optimizer. Raises TypeError for objects of other types."""
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be an nn.Module, not {type(module).__name__}")
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
         if module not in self._modules:
             self._modules.append(module)
         if optimizer is not None and optimizer not in self._optimizers:

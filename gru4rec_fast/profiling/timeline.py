@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from gru4rec_fast._atomic_writes import replace_file
 
 _COLORS = ("#0b6e99", "#d1603d", "#4c8b4a", "#8a5fa8", "#b08900", "#3a6ea5", "#777777")
 _LIVE, _RESIDENT = "#1f2933", "#6b7785"
@@ -36,6 +39,8 @@ def plot_timeline(samples: Sequence[TimelineSample], path: str | os.PathLike[str
     except ImportError as error:
         raise ImportError("the picture needs matplotlib: pip install matplotlib") from error
 
+    if not Path(path).suffix:  # matplotlib would write another file, with a suffix
+        raise ValueError(f"path={os.fspath(path)!r}: give a file name with a suffix, such as memory.png")
     start = samples[0].seconds
     times = [1000 * (sample.seconds - start) for sample in samples]
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -62,7 +67,8 @@ def plot_timeline(samples: Sequence[TimelineSample], path: str | os.PathLike[str
     if colors:
         handles = [Patch(color=color, alpha=0.4, label=name) for name, color in colors.items()]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
-    figure.savefig(path, dpi=120)
+    with replace_file(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _outermost_phases(samples: Sequence[TimelineSample]) -> Iterator[tuple[str, int, int]]:

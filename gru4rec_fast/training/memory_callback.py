@@ -45,6 +45,11 @@ class TrainingMemory:
         self.end_phase()
         self._phase = self.profiler.begin_phase(name)
 
+    @property
+    def has_phase(self) -> bool:
+        """Whether a phase has begun and not ended."""
+        return self._phase is not None
+
     def end_phase(self) -> None:
         """End the phase that `begin_phase` began, if there is one."""
         self.profiler.end_phase(self._phase)

@@ -356,13 +356,16 @@ class PlainModel(torch.nn.Module):
         return {"loss": (self.layer(features) - labels).square().mean()}
 
 
-def train_plain(folder: Path, memory: MemoryCallback, model: PlainModel, **changed: Any) -> None:
+def train_plain(
+    folder: Path, memory: MemoryCallback, model: PlainModel, n_evaluation_sets: int = 1, **changed: Any
+) -> None:
     """Train on 24 examples in batches of 4."""
     quiet = {"disable_tqdm": True, "report_to": "none", "save_strategy": "no", "use_cpu": True}
     defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 2}
     data = [{"features": torch.ones(64), "labels": torch.zeros(32)} for _ in range(24)]
     arguments = TrainingArguments(str(folder), **quiet | defaults | changed)
-    Trainer(model, arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[memory]).train()
+    held_out = data[:4] if n_evaluation_sets == 1 else {str(number): data[:4] for number in range(n_evaluation_sets)}
+    Trainer(model, arguments, train_dataset=data, eval_dataset=held_out, callbacks=[memory]).train()
 
 
 @pytest.mark.parametrize("evaluation,n_evaluations", [
@@ -381,6 +384,15 @@ def test_memory_of_any_module(tmp_path: Path, evaluation: dict[str, Any], n_eval
     assert 6 * size <= report.phase("forward_backward").kept_bytes < 7 * size
     assert 2 * size <= report.phase("update").kept_bytes < 3 * size
     assert memory.detector.report().steps == 6
+    assert_nothing_is_recorded(memory)
+
+
+def test_memory_of_several_evaluation_sets(tmp_path: Path) -> None:
+    memory = MemoryCallback()
+    train_plain(
+        tmp_path, memory, PlainModel(), n_evaluation_sets=3, eval_strategy="epoch", per_device_eval_batch_size=1
+    )
+    assert calls(memory) == {"forward_backward": 12, "update": 12, "evaluation": 2 * 3}
     assert_nothing_is_recorded(memory)
 
 
@@ -421,13 +433,13 @@ def test_memory_after_an_error_and_in_the_next_training(tmp_path: Path) -> None:
 
 def test_memory_is_recorded_by_one_profiler(tmp_path: Path) -> None:
     memory = MemoryCallback()
-    with MemoryProfiler(), pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"):
+    with MemoryProfiler(), pytest.raises(RuntimeError, match="a MemoryProfiler records in this thread already"):
         train_plain(tmp_path, memory, PlainModel())
     assert_nothing_is_recorded(memory)
     arguments = make_arguments(tmp_path)
     trainer = SessionTrainer(make_model(), arguments, train_dataset=STORE, callbacks=[memory])
     trainer.add_callback(MemoryCallback())
-    with pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"):
+    with pytest.raises(RuntimeError, match="a MemoryProfiler records in this thread already"):
         trainer.train()
     memory.close()
     assert_nothing_is_recorded(memory)

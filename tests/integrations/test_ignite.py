@@ -240,7 +240,7 @@ def test_memory_after_an_error_and_in_the_next_run() -> None:
     training.engine.state.max_epochs = None  # a new run
     training.engine.run(BATCHES, max_epochs=1)
     assert calls(memory) == {"batch": 9, "iteration": 9, "iteration/forward": 9}
-    with MemoryProfiler(), pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"):
+    with MemoryProfiler(), pytest.raises(RuntimeError, match="a MemoryProfiler records in this thread already"):
         training.engine.run(BATCHES, max_epochs=1)
     assert_nothing_is_recorded(memory)
 

@@ -441,6 +441,6 @@ def test_memory_after_an_error_and_in_the_next_training() -> None:
     assert not trainer.optimizers[0]._optimizer_step_post_hooks
     make_trainer(max_epochs=1, callbacks=[memory], limit_val_batches=0).fit(PlainModule())
     assert calls(memory) == {"forward": 10, "backward": 9, "update": 9}
-    with MemoryProfiler(), pytest.raises(RuntimeError, match="another MemoryProfiler records in this thread"):
+    with MemoryProfiler(), pytest.raises(RuntimeError, match="a MemoryProfiler records in this thread already"):
         make_trainer(max_epochs=1, callbacks=[memory]).fit(PlainModule())
     assert_nothing_is_recorded(memory)
