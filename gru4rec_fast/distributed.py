@@ -18,10 +18,13 @@ class Ranks:
         with Ranks() as ranks:  # in a script that torchrun has started
             model.fit("train.tsv", out="run", ranks=ranks)
 
-    Every rank plays the whole schedule of sessions and computes some lanes of each mini-batch; a lane is one of the
-    sessions that are processed in parallel. The targets of all lanes are negatives, as in one process. Between
+    GRU4Rec: every rank plays the whole schedule of sessions and computes some lanes of each mini-batch; a lane is one
+    of the sessions that are processed in parallel. The targets of all lanes are negatives, as in one process. Between
     gradients and update, the ranks add up their gradients: all those of the GRU, and those of the table rows that any
     lane reads, which every rank knows. The sums have the same bits on all ranks, and so have the weights.
+
+    NGCF and LightGCN: in each layer, every rank computes some nodes, and gets the embeddings of all others. The loss
+    and the update are computed by all ranks alike.
 
     All ranks must call the methods in the same order, because each one waits for the others. All but `part` raise
     RuntimeError if another rank has ended.
@@ -33,7 +36,7 @@ class Ranks:
     Attributes:
         rank, size: number of this process, and number of processes.
         device: device of the tensors that the ranks exchange.
-        n_bytes: bytes of the tensors that `sum_` has added up.
+        n_bytes: bytes of the tensors that `sum_` has added up and `join_rows` has joined.
 
     Raises:
         RuntimeError: there is no process group, and torchrun has not started this process; or torch has no
@@ -101,12 +104,27 @@ class Ranks:
                 dist.all_reduce(whole)
         return joined
 
+    def join_rows(self, own: Tensor, n: int) -> Tensor:
+        """Return n rows [n, d], given those of this rank: its number, and every `size`-th row from there on."""
+        most = -(-n // self.size)
+        padded = own.new_zeros(most, own.shape[1])  # all ranks must send as many rows
+        padded[: len(own)] = own
+        joined = own.new_empty(self.size, most, own.shape[1])
+        with _lost_rank_as_error():
+            dist.all_gather([*joined.unbind()], padded)
+        self.n_bytes += joined.nbytes
+        return joined.transpose(0, 1).flatten(0, 1)[:n]
+
     @torch.no_grad()
     def copy_from_first(self, network: nn.Module) -> None:
         """Overwrite parameters and buffers by those of rank 0."""
         for tensor in (*network.parameters(), *network.buffers()):
-            with _lost_rank_as_error():
-                dist.broadcast(tensor, 0)
+            self.overwrite_(tensor)
+
+    def overwrite_(self, tensor: Tensor) -> None:
+        """Overwrite a tensor by that of rank 0."""
+        with _lost_rank_as_error():
+            dist.broadcast(tensor, 0)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from markov import markov_store
 
-from gru4rec_fast import GRU4Rec, InteractionGraph, LightGCN, SessionParallelLoader
+from gru4rec_fast import NGCF, GRU4Rec, InteractionGraph, LightGCN, SessionParallelLoader
 from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation import evaluate_graph, evaluate_sessions
 from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_session_runner
+from gru4rec_fast.models.builders import build_graph_runner
 from gru4rec_fast.training import Callback, SessionEpochRunner, Trainer
 
 STORE, HELD_OUT = markov_store(n_sessions=90), markov_store(n_sessions=50, seed=1)
@@ -37,6 +38,18 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "in-batch negatives": {"n_sample": 0},
     "float64": {"dtype": "float64"},
     "bf16": {"precision": "bf16"},
+}
+GRAPH = InteractionGraph.from_store(STORE)
+GRAPH_BASE = {"n_epochs": 2, "embedding_dim": 8, "batch_size": 8, "learning_rate": 0.01, "seed": 1, "device": DEVICE}
+GRAPH_CONFIGURATIONS: dict[str, tuple[type[NGCF] | type[LightGCN], dict[str, Any]]] = {
+    "NGCF": (NGCF, {"layer_sizes": (12, 5)}),
+    "NGCF, all nodes": (NGCF, {"layer_sizes": (12, 5), "only_needed": False}),
+    "NGCF, dropout": (NGCF, {"node_dropout": 0.2, "message_dropout": 0.1, "normalize_messages": True}),
+    "LightGCN": (LightGCN, {}),
+    "LightGCN, all nodes": (LightGCN, {"only_needed": False, "n_layers": 2}),
+    "LightGCN, dropout": (LightGCN, {"node_dropout": 0.2}),
+    "LightGCN, float64": (LightGCN, {"dtype": "float64"}),
+    "LightGCN, reference": (LightGCN, {"impl": "reference"}),
 }
 FUSED_ONLY = {"momentum", "in-batch negatives", "bf16"}  # nothing that autograd exchanges depends on the first two
 
@@ -90,6 +103,39 @@ def exchanged_bytes(ranks: Ranks, impl: str) -> list[int]:
     return [ranks.n_bytes - before, 4 * (1 + n_gru + len(rows) * width + len(columns))]
 
 
+def compare_graphs(ranks: Ranks, name: str) -> dict[str, Any]:
+    """Train a graph model by all ranks and by this process alone; return the largest differences."""
+    kind, changed = GRAPH_CONFIGURATIONS[name]
+    together, alone = (
+        kind(**GRAPH_BASE | changed).fit(GRAPH, progress=False, ranks=others) for others in (ranks, None)
+    )
+    weights, expected = (
+        torch.cat([weight.detach().cpu().flatten() for weight in model.network.parameters()])
+        for model in (together, alone)
+    )
+    pairs = zip(together.history, alone.history, strict=True)
+    return {
+        "updates": sum(record["mini_batches"] for record in together.history),
+        "loss": max(abs(record["loss"] - other["loss"]) for record, other in pairs),
+        "weights": float((weights - expected).abs().max()),
+        "identical": all(torch.equal(weights, other) for other in ranks.gather(weights)),
+    }
+
+
+def exchanged_graph_bytes(ranks: Ranks) -> list[int]:
+    """Return the bytes that one update of NGCF exchanges, measured and by the formula of docs/distributed.md."""
+    model = NGCF(**GRAPH_BASE | {"layer_sizes": (12, 5), "only_needed": False})
+    network = model.build_network(GRAPH)
+    runner = build_graph_runner(model, network, GRAPH)
+    runner.join(ranks)
+    before = ranks.n_bytes
+    runner._backpropagate(runner.sampler.draw(0), 1)
+    n, widths = GRAPH.n_nodes, (8, 12, 5)
+    n_layers = sum(weight.numel() for weight in network.layers.parameters())
+    sent = n_layers + n * sum(widths[:-1]) + -(-n // ranks.size) * ranks.size * sum(widths[1:])
+    return [ranks.n_bytes - before, 4 * sent]
+
+
 class StopOnLastRank(Callback):
     """Stops the training after 20 updates, on the last rank only."""
 
@@ -135,7 +181,7 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
     difference = [a - b for a, b in zip(together.network.parameters(), alone.network.parameters(), strict=True)]
     results["partial_fit"] = max(float(d.detach().abs().max()) for d in difference)
 
-    graph, test = InteractionGraph.from_store(STORE), InteractionGraph.from_store(HELD_OUT)
+    graph, test = GRAPH, InteractionGraph.from_store(HELD_OUT)
     test = InteractionGraph.from_arrays(*test.interactions(), user_ids=graph.users, item_ids=graph.items)
     embeddings = torch.randn(graph.n_nodes, 8, generator=torch.Generator().manual_seed(0))
     results["evaluate_graph"] = [
@@ -154,7 +200,13 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
     other = model(learning_rate=0.1 if ranks.is_first else 0.2)
     results["other parameters"] = message_of(ValueError, other.fit, STORE, progress=False, ranks=ranks)
     results["few lanes"] = message_of(ValueError, model(batch_size=1).fit, STORE, progress=False, ranks=ranks)
-    results["graph"] = message_of(ValueError, LightGCN(n_epochs=1).fit, graph, progress=False, ranks=ranks)
+    torch.manual_seed(ranks.rank)
+    drawn_graph = NGCF(**GRAPH_BASE | {"seed": None}).fit(graph, validation=test, progress=False, ranks=ranks)
+    drawn_graph.partial_fit(test, n_epochs=1, progress=False, ranks=ranks)
+    results["graph, seed=None"] = len({table.sum().item() for table in ranks.gather(drawn_graph.network.embedding)})
+    other_graph = LightGCN(**GRAPH_BASE | {"reg_weight": 0.1 if ranks.is_first else 0.2})
+    runner = build_graph_runner(other_graph, other_graph.build_network(graph), graph)
+    results["other graph runner"] = message_of(ValueError, runner.join, ranks)
     return results
 
 
@@ -169,6 +221,8 @@ def main() -> None:
                 if impl == "fused" or name not in FUSED_ONLY
             }
             results[f"bytes, {impl}"] = exchanged_bytes(ranks, impl)
+        results["graphs"] = {name: compare_graphs(ranks, name) for name in GRAPH_CONFIGURATIONS}
+        results["bytes, graphs"] = exchanged_graph_bytes(ranks)
         results["dense"] = {"cross-entropy": compare(ranks, "dense")}
         results["reference"] = {"cross-entropy": compare(ranks, "reference")}
         if ranks.is_first:

@@ -268,10 +268,13 @@ def build_graph_runner(
 ) -> GraphEpochRunner:
     """Return the runner that trains `network` on `graph`; `has_validation`: whether there is validation data."""
     seed = network.seed if p.seed is None else p.seed
+    device = find_device(p.device)
+    sampler = TripleSampler(graph, p.batch_size, sample_by=p.sample_by, seed=seed, device=device, impl=p.impl)
+    sampler.seed_was_drawn = p.seed is None  # the network drew it; other ranks take that of rank 0
     optimizer = torch.optim.Adam(network.parameters(), lr=p.learning_rate, fused=True)
     return GraphEpochRunner(
         network,
-        TripleSampler(graph, p.batch_size, sample_by=p.sample_by, seed=seed, device=find_device(p.device), impl=p.impl),
+        sampler,
         optimizer=optimizer,
         reg_weight=p.reg_weight,
         schedule=build_schedule(p, optimizer, has_validation),

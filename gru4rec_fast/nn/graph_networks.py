@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gru4rec_fast.data import InteractionGraph
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer, Nodes
+from gru4rec_fast.nn.graph_ranks import apply_layer
 from gru4rec_fast.nn.session_gru import glorot_
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops.ngcf_layer import select_nodes
@@ -72,13 +74,33 @@ class GraphNetwork(StepCounter):
         """Number of items."""
         return self.graph.n_items
 
-    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None) -> Tensor:
+    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None, ranks: Ranks | None = None) -> Tensor:
         """Return the final embeddings of all nodes, [n_nodes, D], or only of the nodes `rows` (int64, increasing).
 
-        step: number of the training step; with the seed it determines the dropout masks. An integer or a 0-dim int64
-            tensor; None counts by itself, see `StepCounter`.
+        Args:
+            step: number of the training step; with the seed it determines the dropout masks. An integer or a 0-dim
+                int64 tensor; None counts by itself, see `StepCounter`.
+            rows: see above.
+            ranks: share out the nodes of each layer among these processes, each of which must make the same call with
+                the same weights. All get the same result. The gradients of the layers' parameters must then be added up
+                over the ranks; that of the embedding table is complete.
         """
         raise NotImplementedError
+
+    def apply_layer(
+        self,
+        layer: nn.Module,
+        embeddings: Tensor,
+        *,
+        step: int | Tensor,
+        rows: Nodes,
+        columns: Nodes,
+        ranks: Ranks | None,
+    ) -> Tensor:
+        """Return the output of a layer for the nodes `rows`, given the embeddings of the nodes `columns`."""
+        if ranks is None:
+            return layer(embeddings, step=step, rows=rows, columns=columns)
+        return apply_layer(ranks, layer, embeddings, rows, self.graph.n_nodes, step=step, columns=columns)
 
     def neighborhoods(self, rows: Nodes) -> list[Nodes]:
         """Return the nodes whose embeddings are needed to compute the final embeddings of `rows`.
@@ -107,7 +129,13 @@ class GraphNetwork(StepCounter):
         raise NotImplementedError
 
     def loss(
-        self, users: Tensor, positives: Tensor, negatives: Tensor, *, step: int | Tensor | None = None
+        self,
+        users: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        *,
+        step: int | Tensor | None = None,
+        ranks: Ranks | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the BPR loss and the L2 penalty of a mini-batch of triples; minimize `bpr + reg_weight * norm`.
 
@@ -115,7 +143,7 @@ class GraphNetwork(StepCounter):
 
         Args:
             users, positives, negatives: int64 [B], indices of users and of items (items are numbered from 0).
-            step: see `forward`.
+            step, ranks: see `forward`.
 
         Returns:
             bpr: scalar, the mean over the triples of -log sigmoid(score of the positive - score of the negative).
@@ -125,9 +153,9 @@ class GraphNetwork(StepCounter):
         nodes = torch.cat([users, positives + self.n_users, negatives + self.n_users])
         if self.only_needed and not torch.compiler.is_compiling():
             unique_nodes, final_rows = nodes.unique(return_inverse=True)
-            final = self(step=step, rows=unique_nodes)
+            final = self(step=step, rows=unique_nodes, ranks=ranks)
         else:
-            final, final_rows = self(step=step), nodes
+            final, final_rows = self(step=step, ranks=ranks), nodes
         user, positive, negative = final.index_select(0, final_rows).chunk(3)
         # Not F.softplus: torch computes a linear function above 20, with an error of 2e-9.
         bpr = -F.logsigmoid((user * (positive - negative)).sum(1)).mean()
@@ -203,13 +231,13 @@ class NGCFNetwork(GraphNetwork):
         )
         self.count_for_layers()
 
-    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None) -> Tensor:
+    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None, ranks: Ranks | None = None) -> Tensor:
         nodes, *nodes_of_layers = self.neighborhoods(rows)
         embeddings = self.initial_embeddings(nodes)
         outputs = [select_nodes(embeddings, rows, nodes)]
         step = self.first_step(step, 1, has_dropout=any(layer.has_dropout for layer in self.layers))
         for layer, layer_nodes in zip(self.layers, nodes_of_layers, strict=True):
-            embeddings = layer(embeddings, step=step, rows=layer_nodes, columns=nodes)
+            embeddings = self.apply_layer(layer, embeddings, step=step, rows=layer_nodes, columns=nodes, ranks=ranks)
             nodes = layer_nodes
             if self.normalize_messages:
                 embeddings = F.normalize(embeddings, dim=1)
@@ -263,13 +291,15 @@ class LightGCNNetwork(GraphNetwork):
         with torch.no_grad():
             self.embedding.normal_(std=0.1, generator=torch.Generator().manual_seed(self.seed))
 
-    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None) -> Tensor:
+    def forward(self, *, step: int | Tensor | None = None, rows: Nodes = None, ranks: Ranks | None = None) -> Tensor:
         nodes, *nodes_of_layers = self.neighborhoods(rows)
         embeddings = self.initial_embeddings(nodes)
         total = select_nodes(embeddings, rows, nodes)
         step = self.first_step(step, 1, has_dropout=self.propagation.dropout > 0)
         for layer_nodes in nodes_of_layers:
-            embeddings = self.propagation(embeddings, step=step, rows=layer_nodes, columns=nodes)
+            embeddings = self.apply_layer(
+                self.propagation, embeddings, step=step, rows=layer_nodes, columns=nodes, ranks=ranks
+            )
             nodes = layer_nodes
             total = total + select_nodes(embeddings, rows, nodes)
         return total / (self.n_layers + 1)

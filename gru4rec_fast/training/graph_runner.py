@@ -14,7 +14,7 @@ from gru4rec_fast.data import TripleSampler
 from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.nn import GraphNetwork
 from gru4rec_fast.profiling import attempts, phase
-from gru4rec_fast.profiling.out_of_memory import UPDATE
+from gru4rec_fast.profiling.out_of_memory import UPDATE, Attempt
 from gru4rec_fast.training.checkpoint import Checkpoint
 from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import Progress
@@ -53,13 +53,26 @@ class GraphEpochRunner:
         check_at_least(0, reg_weight=reg_weight)
         self.network, self.sampler, self.optimizer = network, sampler, optimizer
         self.reg_weight, self.schedule = reg_weight, schedule
-        self.ranks: Ranks | None = None  # one process trains the graph
+        self.ranks: Ranks | None = None
         self.position = TrainingPosition()
         self._losses = LossMonitor(network.embedding.device)
 
     def join(self, ranks: Ranks) -> None:
-        """Raise ValueError: only one process can train a graph network."""
-        raise ValueError(f"ranks: a {type(self.network).__name__} is trained by one process, not by {ranks.size}")
+        """Train together with other processes from now on, before an epoch has begun.
+
+        Each process must have made a runner of the same arguments. Weights and drawn seeds become those of rank 0.
+        Within `oom_guard`, an update that runs out of memory is not repeated: the other ranks are in the midst of it.
+
+        Raises:
+            ValueError: the arguments differ between the ranks.
+        """
+        settings = {"batch_size": self.sampler.batch_size, "reg_weight": self.reg_weight}
+        ranks.check_equal(self.data_identity | settings | {"only_needed": self.network.only_needed})
+        self.ranks = ranks
+        for seeded in (self.network, self.sampler):
+            seeded.restore_seed(ranks.from_first(seeded.seed))
+        ranks.check_equal({"seed of the network": self.network.seed, "seed of the sampler": self.sampler.seed})
+        ranks.copy_from_first(self.network)
 
     @property
     def n_events(self) -> int:
@@ -93,7 +106,8 @@ class GraphEpochRunner:
         while position.mini_batches < self.sampler.n_batches:
             with phase("batch"):
                 triples = self.sampler.draw(position.step)
-            for attempt in attempts(UPDATE, most=batch_size):
+            whole = Attempt(1, is_last=True)
+            for attempt in attempts(UPDATE, most=batch_size) if self.ranks is None else (whole,):
                 with attempt:
                     loss = self._backpropagate(triples, attempt.n_parts)
             self._losses.add(position, loss, 1)
@@ -116,7 +130,7 @@ class GraphEpochRunner:
         losses: list[Tensor] = []
         for part in zip(*(indices.tensor_split(n_parts) for indices in triples), strict=True):
             with phase("forward"):
-                bpr, l2_penalty = self.network.loss(*part, step=self.position.step)
+                bpr, l2_penalty = self.network.loss(*part, step=self.position.step, ranks=self.ranks)
                 loss = bpr + self.reg_weight * l2_penalty
                 if n_parts > 1:  # both terms are means over the triples of the part
                     loss = loss * (len(part[0]) / len(triples[0]))
@@ -125,7 +139,22 @@ class GraphEpochRunner:
                     self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
             losses.append(loss.detach())
+        if self.ranks is not None:
+            self._sum_gradients(self.ranks)
         return losses[0] if n_parts == 1 else torch.stack(losses).sum()
+
+    def _sum_gradients(self, ranks: Ranks) -> None:
+        """Add up the gradients of the layers' parameters, to which each rank has contributed its nodes."""
+        table = self.network.embedding
+        weights = [weight for weight in self.network.parameters() if weight is not table]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if gradients:
+            sums = torch.cat([gradient.flatten() for gradient in gradients])
+            ranks.sum_(sums)
+            for gradient, total in zip(gradients, sums.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(total.view_as(gradient))
+        if table.is_cuda and table.grad is not None:  # not the same bits on all ranks: a GPU adds rows in any order
+            ranks.overwrite_(table.grad._values() if table.grad.is_sparse else table.grad)
 
     def start_next_epoch(self) -> None:
         """Advance `position` to the start of the next epoch."""

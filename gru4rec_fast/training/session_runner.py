@@ -129,7 +129,7 @@ class SessionEpochRunner:
     def join(self, ranks: Ranks) -> None:
         """Train together with other processes from now on, before an epoch has begun.
 
-        Each process must have made a runner of the same arguments. Weights and seeds become those of rank 0.
+        Each process must have made a runner of the same arguments. Weights and drawn seeds become those of rank 0.
 
         Raises:
             ValueError: the arguments differ between the ranks, or there are fewer lanes than ranks.
@@ -145,6 +145,7 @@ class SessionEpochRunner:
         self.seed = ranks.from_first(self.seed)
         for seeded in (self.network, loader):
             seeded.restore_seed(ranks.from_first(seeded.seed))
+        ranks.check_equal({"seed of the network": self.network.seed, "seed of the loader": loader.seed})
         ranks.copy_from_first(self.network)
 
     @property
