@@ -1,11 +1,13 @@
-"""Measure the training of GRU4Rec by several processes: speed, bytes and time of the exchange, and their model.
+"""Measure the training by several processes: speed, bytes and time of the exchange, and their model.
 
     torchrun --nproc-per-node 2 benchmarks/ranks.py
     torchrun --nproc-per-node 2 benchmarks/ranks.py --layers 512 --batch-size 512 --json build/benchmarks/ranks.json
+    torchrun --nproc-per-node 2 benchmarks/ranks.py --model NGCF --graph train.txt --layers 64 --batch-size 1024
 
 Each process has one thread. In turns, all processes train together, and process 0 trains alone; the medians are
-printed. The log is synthetic: sessions of 2 to 9 events, items by Zipf's law. "predicted" are the milliseconds of an
-update on other numbers of processes, by the model of docs/distributed.md.
+printed. The log of GRU4Rec is synthetic: sessions of 2 to 9 events, items by Zipf's law. NGCF and LightGCN have three
+layers. "predicted" are the milliseconds of an update on other numbers of processes, by the model of
+docs/distributed.md; exchanges of graph models are all taken as sums, which are the dearer ones.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import torch
 import torch.distributed as dist
 from machine import describe_machine
 
-from gru4rec_fast import SessionStore
+from gru4rec_fast import NGCF, InteractionGraph, LightGCN, SessionStore
 from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_session_runner
-from gru4rec_fast.training import SessionEpochRunner
+from gru4rec_fast.models.builders import build_graph_runner
+from gru4rec_fast.training import GraphEpochRunner, SessionEpochRunner
+from gru4rec_fast.training.progress import make_progress
 
 # A cluster for the prediction: bytes per second of a process's network card, and seconds per message.
 BANDWIDTH, LATENCY = 3e9, 20e-6
@@ -40,29 +44,43 @@ def make_store(n_sessions: int, n_items: int) -> SessionStore:
     return SessionStore.from_arrays(items, np.cumsum([0, *lengths]), n_items=n_items)
 
 
-def make_runner(options: argparse.Namespace, store: SessionStore) -> SessionEpochRunner:
+def make_runner(
+    options: argparse.Namespace, data: SessionStore | InteractionGraph
+) -> SessionEpochRunner | GraphEpochRunner:
     """Return a runner with the options of the command line."""
+    if isinstance(data, InteractionGraph):
+        parameters = {"embedding_dim": options.layers, "batch_size": options.batch_size, "seed": 0}
+        if options.model == "NGCF":
+            model: NGCF | LightGCN = NGCF(layer_sizes=(options.layers,) * 3, **parameters)
+        else:
+            model = LightGCN(n_layers=3, **parameters)
+        return build_graph_runner(model, model.build_network(data), data)
     p = GRU4RecParameters(
         layers=(options.layers,), batch_size=options.batch_size, n_sample=options.n_sample, logq=1.0, seed=0
     )
-    return build_session_runner(p, build_session_network(p, store.n_items), store)
+    return build_session_runner(p, build_session_network(p, data.n_items), data)
 
 
-def timed_updates(runner: SessionEpochRunner, updates: int) -> float:
+def timed_updates(runner: SessionEpochRunner | GraphEpochRunner, updates: int) -> float:
     """Make some updates; return the mean seconds of one."""
     started = time.perf_counter()
-    if runner.run_updates(updates).finished:
+    if isinstance(runner, GraphEpochRunner):
+        runner.sampler.n_batches = updates  # an epoch
+        runner.run_epoch(make_progress(False, "triples"), lambda: None)
+        runner.start_next_epoch()
+    elif runner.run_updates(updates).finished:
         raise ValueError("the log is too short: increase --sessions")
     return (time.perf_counter() - started) / updates
 
 
 def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """Return the figures of one configuration."""
-    store = make_store(options.sessions, options.items)
-    together, alone = make_runner(options, store), make_runner(options, store)
+    is_graph = options.model != "GRU4Rec"
+    data = InteractionGraph.from_text(options.graph) if is_graph else make_store(options.sessions, options.items)
+    together, alone = make_runner(options, data), make_runner(options, data)
     together.join(ranks)
     for runner in (together, alone):
-        runner.run_updates(5)
+        timed_updates(runner, 5)
     before = ranks.n_bytes
     seconds: dict[str, list[float]] = {"together": [], "alone": []}
     for _ in range(options.turns):
@@ -81,10 +99,11 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         exchange.append(time.perf_counter() - started)
     together_ms, alone_ms = (1e3 * median(seconds[side] or [0.0]) for side in ("together", "alone"))
     return {
+        "model": options.model,
         "processes": ranks.size,
         "layers": options.layers,
         "batch_size": options.batch_size,
-        "n_sample": options.n_sample,
+        **({} if is_graph else {"n_sample": options.n_sample}),
         "bytes_per_update": n_bytes,
         "alone_ms": alone_ms,
         "together_ms": together_ms,
@@ -109,7 +128,9 @@ def predict(figures: dict[str, Any], n: int) -> float:
 def main() -> None:
     """Print the figures of one configuration as a table, and write them as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--layers", type=int, default=100)
+    parser.add_argument("--model", choices=("GRU4Rec", "NGCF", "LightGCN"), default="GRU4Rec")
+    parser.add_argument("--graph", type=Path, help="file of interactions for NGCF and LightGCN")
+    parser.add_argument("--layers", type=int, default=100, help="width of the layers")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--n-sample", type=int, default=2048)
     parser.add_argument("--items", type=int, default=40_000)

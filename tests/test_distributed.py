@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from markov import markov_store
 from ranks_program import CONFIGURATIONS, GRAPH_CONFIGURATIONS
 from run_cli import write_logs
 
-from gru4rec_fast import GRU4Rec, SessionParallelLoader, _backend
+from gru4rec_fast import NGCF, GRU4Rec, SessionParallelLoader, _backend
 from gru4rec_fast.distributed import Ranks
 
 pytestmark = [
@@ -149,8 +150,8 @@ def run_training(n: int, folder: Path, *options: str) -> str:
     return out
 
 
-def weights(run_folder: Path) -> torch.Tensor:
-    network = GRU4Rec.load(run_folder / "model.safetensors").network
+def weights(run_folder: Path, kind: type[GRU4Rec] | type[NGCF] = GRU4Rec) -> torch.Tensor:
+    network = kind.load(run_folder / "model.safetensors").network
     assert network is not None
     return torch.cat([weight.detach().flatten() for weight in network.parameters()])
 
@@ -185,6 +186,30 @@ def test_resume_with_another_number_of_ranks(tmp_path: Path) -> None:
         run_training(2, tmp_path, "--n-epochs", "1", "--checkpoint-every", "30", "--out", f"by{n}")
         run_training(n, tmp_path, "--n-epochs", "3", "--out", f"by{n}", "--resume")
         torch.testing.assert_close(weights(tmp_path / f"by{n}"), weights(tmp_path / "whole"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_graph_model_resumes_with_another_number_of_ranks(tmp_path: Path) -> None:
+    items = np.random.default_rng(0).permuted(np.tile(np.arange(40), (60, 1)), axis=1)
+    for name, part in (("train", items[:, :8]), ("test", items[:, 8:11])):
+        lines = [" ".join(map(str, [user, *row])) for user, row in enumerate(part)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    arguments = [*TRAIN[:3], "train.txt", "--model", "ngcf", "-ps", "embedding_dim=8,layer_sizes=8", "--seed", "1"]
+    options = ["--test", "test.txt", "--n-epochs", "3"]
+
+    def run(n: int, *more: str) -> str:
+        process = torchrun(n, *arguments, *more, folder=tmp_path)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return out
+
+    reports = {n: run(n, *options, "--out", f"whole{n}") for n in (1, 2)}
+    assert reports[1] == reports[2]
+    for n in (1, 2, 3):
+        run(2, "--n-epochs", "1", "--out", f"by{n}")
+        assert run(n, *options, "--out", f"by{n}", "--resume") == reports[1]
+        resumed, whole = weights(tmp_path / f"by{n}", NGCF), weights(tmp_path / "whole2", NGCF)
+        assert torch.equal(resumed, whole) if n == 2 else torch.allclose(resumed, whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

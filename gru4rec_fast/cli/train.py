@@ -101,7 +101,7 @@ def train(
     With --model ngcf or lightgcn, TRAIN, --test and --validation are interactions: .txt files of "user item item ..."
     lines, log files with columns of users and items, or folders that prepare --interactions wrote.
 
-    Several processes train GRU4Rec together by: torchrun --nproc-per-node 4 -m gru4rec_fast train TRAIN ...
+    Several processes train together by: torchrun --nproc-per-node 4 -m gru4rec_fast train TRAIN ...
 
     Example: gru4rec-fast train train.tsv --test test.tsv -ps layers=100,logq=1 --n-epochs 5 --out run
     """

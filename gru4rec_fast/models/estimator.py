@@ -137,8 +137,8 @@ class Estimator(Parameters):
             callbacks: a list of `gru4rec_fast.training.Callback` objects, which are called during the training and may
                 stop it.
             progress: False shows nothing; None shows progress on stderr, as a bar on a terminal and as lines in a pipe.
-            ranks: train together with these processes (GRU4Rec only). Each one must call `fit` with the same arguments,
-                and gets the same model. Rank 0 writes to `out`, which must be in a file system that all of them share.
+            ranks: train together with these processes. Each one must call `fit` with the same arguments, and gets the
+                same model. Rank 0 writes to `out`, which must be in a file system that all of them share.
             columns: names of the columns if data is a table: `session_key` ("SessionId"), `item_key` ("ItemId") and
                 `time_key` ("Time"); for graph models `user_key` ("UserId") and `item_key`.
 
