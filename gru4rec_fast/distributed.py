@@ -1,19 +1,25 @@
-"""Training, evaluation and recommending by several processes, through torch.distributed."""
+"""Reading, training, evaluation and recommending by several processes, through torch.distributed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Self
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_T = TypeVar("_T")
+
+
+class OtherRankError(RuntimeError):
+    """Raised where another rank has raised an error, which that rank reports; the message repeats it."""
+
 
 class Ranks:
-    """The processes (ranks) that train one model together, each with a copy of the network.
+    """The processes (ranks) that read one log or train one model together, each with a copy of the network.
 
         with Ranks() as ranks:  # in a script that torchrun has started
             model.fit("train.tsv", out="run", ranks=ranks)
@@ -64,7 +70,7 @@ class Ranks:
         return self.rank == 0
 
     def part(self, n: int) -> tuple[int, int]:
-        """Return (first, end), this rank's part of n lanes, sessions or users. Sizes of parts differ by at most one."""
+        """Return (first, end), this rank's part of n lanes, users or files. Sizes of parts differ by at most one."""
         return n * self.rank // self.size, n * (self.rank + 1) // self.size
 
     def sum_(self, tensor: Tensor) -> None:
@@ -135,6 +141,38 @@ class Ranks:
         if self.is_first:
             self.from_first(0)
 
+    @contextmanager
+    def shared_errors(self) -> Iterator[None]:
+        """Wait at the end of the block for all ranks; if it raised errors on some, raise one on every rank.
+
+        The first of these ranks raises its own error, and the others raise OtherRankError.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        own = None if error is None or isinstance(error, OtherRankError) else f"{type(error).__name__}: {error}"
+        messages = self.gather(own)
+        first = next((rank for rank, message in enumerate(messages) if message is not None), None)
+        if error is not None and (first == self.rank or own is None):
+            raise error
+        if first is not None:
+            raise OtherRankError(f"rank {first}: {messages[first]}") from error
+
+    @contextmanager
+    def enter_on_first(self, context: AbstractContextManager[_T]) -> Iterator[_T]:
+        """Enter a context on rank 0, and yield its value on all ranks. They leave the block together.
+
+        An error of rank 0 is raised as by `shared_errors`. Other ranks may raise errors only within `shared_errors`.
+        """
+        with ExitStack() as stack:
+            with self.shared_errors():
+                entered = [stack.enter_context(context)] if self.is_first else []
+            value: _T = self.gather(entered)[0][0]
+            with self.shared_errors(), stack:
+                yield value
+
     def check_equal(self, values: Mapping[str, Any]) -> None:
         """Raise ValueError on every rank if a value differs from that of rank 0."""
         first, *others = self.gather(dict(values))
@@ -166,5 +204,5 @@ def _lost_rank_as_error() -> Iterator[None]:
     except RuntimeError as error:
         raise RuntimeError(
             f"rank {dist.get_rank()} cannot reach another rank, which has probably ended (its own message says why); "
-            f"resume the training from its last checkpoint ({error})"
+            f"start all ranks again, and resume a training from its last checkpoint ({error})"
         ) from error

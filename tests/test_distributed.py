@@ -16,7 +16,7 @@ import pytest
 import torch
 from markov import markov_store
 from ranks_program import CONFIGURATIONS, GRAPH_CONFIGURATIONS
-from run_cli import write_logs
+from run_cli import cli, write_logs
 
 from gru4rec_fast import NGCF, GRU4Rec, SessionParallelLoader, _backend
 from gru4rec_fast.distributed import Ranks
@@ -126,6 +126,40 @@ def test_ranks_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(RuntimeError, match="there is one process only: start it by torchrun"):
         Ranks()
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_prepare_by_ranks(tmp_path: Path, n: int) -> None:
+    write_logs(tmp_path)
+    header, *rows = (tmp_path / "train.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "log").mkdir()
+    for part in range(7):
+        (tmp_path / "log" / f"{part}.tsv").write_text("".join([header, *rows[part::7]]))
+    options = ["--split", "fraction=0.2"]
+    expected = cli("prepare", tmp_path / "log", tmp_path / "data", *options)
+    one = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.*")}
+    process = torchrun(n, "-m", "gru4rec_fast", "prepare", tmp_path / "log", tmp_path / "data", *options)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out == expected.stdout
+    assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.*")} == one
+
+
+def test_an_error_in_prepare_is_printed_once(tmp_path: Path) -> None:
+    for part, time_ in enumerate(("1", "2", "foo")):
+        (tmp_path / f"{part}.tsv").write_text(f"SessionId\tItemId\tTime\n1\t2\t{time_}\n")
+    process = torchrun(2, "-m", "gru4rec_fast", "prepare", tmp_path, tmp_path.with_name("data"))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {tmp_path / '2.tsv'}: column 'Time', row 1 (the first after the header is 1)"), line
+    assert not [path for path in tmp_path.parent.iterdir() if "data" in path.name]
+
+
+def test_commands_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in (["recommend", "model", "1"], ["prepare", "log.tsv", "data", "--interactions"]):
+        assert "runs in one process: start it without torchrun" in cli(*command).stderr
 
 
 TRAIN = [

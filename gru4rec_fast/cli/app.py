@@ -59,7 +59,7 @@ def _with_torch(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        if is_one_of_many() and command not in (train, evaluate):
+        if is_one_of_many() and command not in (prepare, train, evaluate):
             raise ValueError(f"{command.__name__} runs in one process: start it without torchrun")
         _import_torch()
         command(**values)
@@ -117,7 +117,8 @@ def run(arguments: list[str]) -> int:
             if debug or message_and_code is None:
                 raise
             message, code = message_and_code
-            print(message, file=sys.stderr)
+            if not _is_of_other_rank(error):
+                print(message, file=sys.stderr)
             return code
     return 0
 
@@ -139,6 +140,15 @@ def _describe(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, ValueError | OSError | ImportError | RuntimeError):
         return f"error: {_one_line(error)}", ERROR
     return None
+
+
+def _is_of_other_rank(error: BaseException) -> bool:
+    """Return whether another process prints this error."""
+    if not is_one_of_many():
+        return False
+    from gru4rec_fast.distributed import OtherRankError  # not at module level, because this imports torch
+
+    return isinstance(error, OtherRankError)
 
 
 def _one_line(message: Any) -> str:

@@ -39,8 +39,8 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 @contextmanager
 def row_counter(name: str) -> Iterator[Callable[[int], None] | None]:
-    """Yield a function that shows the number of rows read so far; None if stderr is no terminal."""
-    if not sys.stderr.isatty():
+    """Yield a function that shows the number of rows read so far; None if stderr is no terminal or on other ranks."""
+    if not (is_first_rank() and sys.stderr.isatty()):
         yield None
         return
     from rich.console import Console

@@ -11,6 +11,7 @@ import typer
 from gru4rec_fast.cli.inputs import open_interactions, refuse_unused_options
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import print_note, row_counter
+from gru4rec_fast.cli.processes import is_first_rank, is_one_of_many, join_ranks
 
 _filter_option = partial(typer.Option, rich_help_panel="Filters")
 _split_option = partial(typer.Option, rich_help_panel="Splits by time")
@@ -62,6 +63,8 @@ def prepare(
     --validation-split the training sessions are also written in two parts, OUT_DIR/train_tr to train on and
     OUT_DIR/train_valid to validate on. Training memory-maps these folders.
 
+    Several processes read a folder of parts together by: torchrun --nproc-per-node 4 -m gru4rec_fast prepare LOG ...
+
     Example: gru4rec-fast prepare clicks.csv data --min-item-support 5 --split last-day
     """
     from gru4rec_fast import data
@@ -69,6 +72,8 @@ def prepare(
 
     refuse_unused_options(log_format, interactions, source)
     if interactions:
+        if is_one_of_many():
+            raise ValueError("prepare --interactions runs in one process: start it without torchrun")
         is_used = {
             "--min-item-support": min_item_support != 1,
             "--min-session-length": min_session_length != 2,
@@ -92,7 +97,7 @@ def prepare(
     ]
     if time_unit != "s" and not any(split and split.days for split in splits):
         raise ValueError("--time-unit is for splits by days: give --split last-day or days=N, or leave it out")
-    with row_counter(source.name) as progress:
+    with join_ranks("cpu") as ranks, row_counter(source.name) as progress:
         stores = data.prepare(
             source,
             out_dir,
@@ -103,8 +108,11 @@ def prepare(
             split=splits[0],
             validation_split=splits[1],
             progress=progress,
+            ranks=ranks,
             **log_format.session_arguments(),
         )
+    if not is_first_rank():
+        return
     if notes := reading_notes(stores["train"].meta):
         print_note("\n".join([f"{source}:", *notes]))
     for name, store in stores.items():

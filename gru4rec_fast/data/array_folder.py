@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
@@ -305,6 +306,13 @@ def counted(count: int, words: str) -> str:
 def replace_data_folder(folder: str | Path, *formats: str) -> AbstractContextManager[Path]:
     """Return `replace_folder(folder)`, which replaces a folder whose meta.json states one of `formats`."""
     return replace_folder(folder, lambda earlier: stated_format(earlier) in formats)
+
+
+@contextmanager
+def scratch_in_replacement(folder: str | Path, *formats: str) -> Iterator[str]:
+    """Yield a scratch folder in the folder of `replace_data_folder`; it is removed before the replacement."""
+    with replace_data_folder(folder, *formats) as replacement, tempfile.TemporaryDirectory(dir=replacement) as scratch:
+        yield scratch
 
 
 def stated_format(folder: Path) -> str | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from gru4rec_fast.data.tables import Table
 from gru4rec_fast.data.text_files import pl
 from gru4rec_fast.data.vocabulary import STRING
+
+if TYPE_CHECKING:
+    from gru4rec_fast.distributed import Ranks
 
 BATCH_ROWS = 1_000_000
 _EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}  # floats represent all smaller integers
@@ -73,6 +76,34 @@ class TableReader:
             self._part, self._first_row = part, self.n_rows
             for frame in part.frames(BATCH_ROWS):
                 yield self._clean(frame)
+
+    def agree(self, ranks: Ranks, *, failed: bool) -> bool:
+        """Assume the types that one reader of the rows of all ranks would find; return whether all ranks had them.
+
+        If not, ranks whose `kinds` have changed must read their rows again. If so, `id_parsing` is about all rows.
+
+        Args:
+            failed: whether reading has raised an error on this rank.
+
+        Raises:
+            ValueError: a column has values of different families on different ranks.
+        """
+        state = (self.kinds, self._reasons, self._families, self._stripped, failed or self.n_rows > 0)
+        all_kinds, reasons, families, stripped, has_rows = zip(*ranks.gather(state), strict=True)
+        self._families = {}
+        for first_parts in families:
+            for role, (family, name) in first_parts.items():
+                self._require_family(role, family, name)
+        kinds = {role: max(kinds[role] for kinds in all_kinds) for role in self._id_roles}  # "str" > "int"
+        # The first row of the log decides whether times are dates.
+        times = [kinds["time"] for kinds, not_empty in zip(all_kinds, has_rows, strict=True) if not_empty] or ["int"]
+        kinds["time"] = times[0] if times[0] == "date" or len({*times}) == 1 else "float"
+        self.kinds = kinds
+        self._reasons = {role: reason for found in reversed(reasons) for role, reason in found.items()}
+        agreed = all(own == kinds for own in all_kinds)
+        if agreed:
+            self._stripped = {role: sum(counts[role] for counts in stripped) for role in self._id_roles}
+        return agreed
 
     def read(self) -> pl.DataFrame:
         """Return all rows as one frame. Raises ValueError if there are none."""
@@ -149,10 +180,12 @@ class TableReader:
         if times.dtype.is_integer():
             integers = times.cast(pl.Int64, strict=False)
             self._raise_if(frame, "time", integers.is_null(), "the number does not fit int64")
-            return integers
+            return integers.cast(pl.Float64) if self.kinds["time"] == "float" else integers
         if times.dtype.is_float() or times.dtype.is_decimal():
             floats = times.cast(pl.Float64)
             self._raise_if(frame, "time", ~floats.is_finite(), "a time must be finite")
+            if self.kinds["time"] == "int":  # other parts of the log may have integers
+                self._change_kind("time", "float")
             return floats
         raise ValueError(f"{self._label('time')}: times must be numbers, dates or ISO 8601 strings, not {times.dtype}")
 
@@ -201,9 +234,16 @@ class TableReader:
         for role in self._part.columns:
             dtype = frame[role].dtype
             family = "numbers" if dtype.is_numeric() else "dates" if dtype.is_temporal() else "strings"
-            first, name = self._families.setdefault(role, (family, self._part.name))
-            if family != first:
-                raise ValueError(f"{self._label(role)} holds {family}, and {first} in {name}: make the files alike")
+            self._require_family(role, family, self._part.name)
+
+    def _require_family(self, role: str, family: str, name: str) -> None:
+        """Raise ValueError if a column has another family in the part `name` than in the first part."""
+        first, first_name = self._families.setdefault(role, (family, name))
+        if family != first:
+            column = self.table.columns[role]
+            raise ValueError(
+                f"{name}: column {column!r} holds {family}, and {first} in {first_name}: make the files alike"
+            )
 
 
 def plain_integers(ids: pl.Series) -> tuple[pl.Series, pl.Series]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gru4rec_fast.data.part_files import part_paths
 from gru4rec_fast.data.text_files import TextFile, pl
+
+if TYPE_CHECKING:
+    from gru4rec_fast.distributed import Ranks
 
 # A role says what a column holds. For each role: its default column name, and its column name in RecBole files.
 NAMES = {
@@ -37,7 +40,7 @@ class Table:
         frames: function that takes a maximum number of rows and yields the columns, named by role, in frames of at
             most this many rows, in input order. Frames of text files also have the column "row", see `TextFile.frames`.
         is_text: True for text files, in which blanks around values are removed and plain integers are integer ids.
-        parts: the tables of the files, if the source has several.
+        parts: the tables of the files, if the source has several; of several ranks, each has its own part files.
     """
 
     name: str
@@ -54,29 +57,60 @@ def open_table(
     separator: str | None = None,
     quote: str | None = QUOTE,
     allow_pickle: bool = False,
+    ranks: Ranks | None = None,
 ) -> Table:
     """Open a file, several part files or a data frame, and find its columns.
 
     Args:
         source, separator, quote, allow_pickle: as for `SessionStore.from_events`.
         wanted: names of the wanted columns by role.
+        ranks: with several processes, each opens consecutive part files of its own, in the order of ranks.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is empty; a wanted column is missing, or two columns have its name; `separator` or `quote`
-            is given for a source that is no text file; some parts are text files and others are not.
+            is given for a source that is no text file; some parts are text files and others are not; with `ranks`,
+            the source has no part files.
         TypeError: `source` is neither a path nor a table.
     """
     options: dict[str, Any] = {"separator": separator, "quote": quote, "allow_pickle": allow_pickle}
+    if ranks is not None:
+        return _open_own_parts(source, wanted, ranks, **options)
     if (paths := part_paths(source)) is None:
         return _open_single(source, wanted, **options)
-    parts = tuple(_open_single(path, wanted, **options) for path in paths)
-    if different := [part for part in parts if part.is_text != parts[0].is_text]:
-        raise ValueError(f"{parts[0].name} and {different[0].name}: one is a text file, the other is not")
-    name = f"{f'{paths[0]} and further files' if isinstance(source, list | tuple) else source} ({len(parts)} in all)"
-    return Table(
-        name, parts[0].columns, lambda n: chain.from_iterable(t.frames(n) for t in parts), parts[0].is_text, parts
-    )
+    return _join(tuple(_open_single(path, wanted, **options) for path in paths), source)
+
+
+def _open_own_parts(source: Any, wanted: Mapping[str, str], ranks: Ranks, **options: Any) -> Table:
+    """Open the part files of this rank; see `open_table`. All ranks raise an error if one does."""
+    with ranks.shared_errors():
+        paths = part_paths(source)
+        if paths is None:
+            raise ValueError("a single file or table is read by one process: start one, or give several part files")
+    paths = ranks.gather(paths)[0]  # rank 0's list for all, because files may appear meanwhile
+    with ranks.shared_errors():
+        parts = tuple(_open_single(path, wanted, **options) for path in paths[slice(*ranks.part(len(paths)))])
+    without_rows = ranks.gather([replace(part, frames=_no_frames) for part in parts])  # rows cannot be pickled
+    with ranks.shared_errors():
+        log = _join(tuple(chain.from_iterable(without_rows)), source)
+    return replace(log, frames=_frames_of(parts), parts=parts)
+
+
+def _join(parts: tuple[Table, ...], source: Any) -> Table:
+    """Return the parts as one table. Raises ValueError if some are text files and others are not."""
+    first = parts[0]
+    if different := [part for part in parts if part.is_text != first.is_text]:
+        raise ValueError(f"{first.name} and {different[0].name}: one is a text file, the other is not")
+    name = f"{first.name} and further files" if isinstance(source, list | tuple) else source
+    return replace(first, name=f"{name} ({len(parts)} in all)", frames=_frames_of(parts), parts=parts)
+
+
+def _frames_of(parts: tuple[Table, ...]) -> Callable[[int], Iterator[pl.DataFrame]]:
+    return lambda batch_rows: chain.from_iterable(part.frames(batch_rows) for part in parts)
+
+
+def _no_frames(batch_rows: int) -> Iterator[pl.DataFrame]:
+    return iter(())
 
 
 def _open_single(

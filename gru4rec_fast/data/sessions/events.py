@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gru4rec_fast.data.array_folder import save_array, write_ids
 from gru4rec_fast.data.vocabulary import decode_ids
+
+if TYPE_CHECKING:
+    from gru4rec_fast.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ class EventLog:
     def append(self, events: Events) -> None:
         """Add a partition."""
         self._partitions.append(self._store(events))
+
+    def join(self, ranks: Ranks) -> None:
+        """Add the partitions of the logs of all ranks, which are stored on disk, and what these logs dropped."""
+        logs = ranks.gather((self._partitions, self.dropped))
+        self._partitions = [partition for partitions, _ in logs for partition in partitions]
+        self.dropped = Counter()
+        for _, dropped in logs:
+            self.dropped.update(dropped)
 
     def __iter__(self) -> Iterator[Events]:
         for stored in self._partitions:

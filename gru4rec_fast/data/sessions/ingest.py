@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from gru4rec_fast.data.table_reader import RereadRequired, TableReader, numpy_id
 from gru4rec_fast.data.tables import Table
 from gru4rec_fast.data.text_files import pl
 from gru4rec_fast.data.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from gru4rec_fast.distributed import Ranks
 
 PARTITIONS = 64  # number of partitions of a log of more than one batch
 
@@ -24,52 +28,137 @@ def ingest(
     vocabulary: Vocabulary | None = None,
     remove_duplicates: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> EventLog:
+    ranks: Ranks | None = None,
+) -> EventLog | None:
     """Read a log and group it by session.
 
     A table of at most one batch (`BATCH_ROWS`) is held in memory. The rows of a longer table are distributed to
     partitions, which are files in `folder`, by a hash of the session id. Then each partition is sorted. Memory holds
-    only the item ids and one batch or partition.
+    only the item ids and one batch or partition. With `ranks`, each rank reads its own part files and sorts some of the
+    partitions.
 
     Item codes number the items of `vocabulary` first, then other items in order of appearance.
 
     Args:
         table: table with the columns "session", "item" and "time".
-        folder: existing folder for temporary files, including those of the returned log.
+        folder: existing folder for temporary files, including those of the returned log. All ranks share it.
         vocabulary: vocabulary of the training data; None if there is none yet.
         remove_duplicates: keep only the first of the rows with the same session, item and time, and count the others
             in `dropped["duplicate_events"]`.
-        progress: called with the number of rows read so far.
+        progress: called with the number of rows read so far by this process.
+        ranks: the processes that read the log, if there are several.
+
+    Returns:
+        The log; None on ranks other than 0.
+
+    Raises:
+        ValueError: the log has no events, or a value cannot be read.
+        OtherRankError: another rank has raised an error.
     """
     reader = TableReader(table, item="str" if vocabulary is not None and vocabulary.holds_strings else "int")
-    while True:
-        coder, partitions = _ItemCoder(vocabulary, reader.kinds["item"]), _RowPartitions(folder / "rows")
-        try:
-            _read(reader, coder, partitions, progress)
-            break
-        except RereadRequired:
-            partitions.discard()
-    if partitions.n_frames == 0:
-        raise ValueError(f"{table.name} holds no events")
+    if ranks is not None:
+        return _ingest_together(reader, folder, vocabulary, remove_duplicates, progress, ranks)
+    partitions = _RowPartitions(folder / "rows")
+    coder = _read(reader, vocabulary, partitions, progress)
+    _require_rows(partitions.n_frames, table)
     log = EventLog(numpy_ids(coder.codes["item"]), folder if partitions.n_frames > 1 else None, reader.id_parsing())
-    for frame in partitions.pop_all():
+    _append_groups(log, partitions.pop_all(), remove_duplicates)
+    return log
+
+
+def _ingest_together(
+    reader: TableReader,
+    folder: Path,
+    vocabulary: Vocabulary | None,
+    remove_duplicates: bool,
+    progress: Callable[[int], None] | None,
+    ranks: Ranks,
+) -> EventLog | None:
+    """Read a log by all ranks; see `ingest`. All ranks raise an error if one does."""
+    own = _RowPartitions(folder / f"rows-{ranks.rank}", in_memory=False)
+    kinds: dict[str, str] = {}  # with which this rank has read its rows
+    agreed = False
+    while not agreed:
+        if reader.kinds != kinds:
+            error: Exception | None = None
+            try:
+                coder = _read(reader, vocabulary, own, progress)
+            except Exception as caught:  # raised below, unless the rows are right with the types of all ranks
+                error = caught
+            kinds = dict(reader.kinds)
+        with ranks.shared_errors():
+            agreed = reader.agree(ranks, failed=error is not None)
+    with ranks.shared_errors():
+        if error is not None:
+            raise error
+    n_known = 0 if vocabulary is None else len(vocabulary)
+    shared = ranks.gather((coder.codes["item"][n_known:], reader.n_rows, own))
+    with ranks.shared_errors():
+        coder = _ItemCoder(vocabulary, reader.kinds["item"])
+        known = coder.codes["code"]
+        parts, first_row = [], 0
+        for new_items, n_rows, partitions in shared:
+            parts.append((partitions, pl.concat([known, coder.encode(new_items)]), first_row))
+            first_row += n_rows
+        _require_rows(first_row, reader.table)
+        own_folder = folder / f"events-{ranks.rank}"
+        own_folder.mkdir()
+        log = EventLog(numpy_ids(coder.codes["item"]), own_folder, reader.id_parsing())
+        _append_groups(log, _pop_own(parts, ranks), remove_duplicates)
+    log.join(ranks)
+    return log if ranks.is_first else None
+
+
+def _read(
+    reader: TableReader,
+    vocabulary: Vocabulary | None,
+    partitions: _RowPartitions,
+    progress: Callable[[int], None] | None,
+) -> _ItemCoder:
+    """Write the rows of a table to partitions; return the codes of the items."""
+    # A function of its own, so that its last `frame` is freed when it returns, before the first partition is read.
+    while True:
+        partitions.clear()
+        coder = _ItemCoder(vocabulary, reader.kinds["item"])
+        try:
+            for frame in reader.frames():
+                if not frame.is_empty():
+                    partitions.add(frame.with_columns(coder.encode(frame["item"])))
+                if progress:
+                    progress(reader.n_rows)
+            return coder
+        except RereadRequired:
+            continue
+
+
+def _require_rows(count: int, table: Table) -> None:
+    if count == 0:
+        raise ValueError(f"{table.name} holds no events")
+
+
+def _pop_own(parts: list[tuple[_RowPartitions, pl.Series, int]], ranks: Ranks) -> Iterator[pl.DataFrame]:
+    """Yield the partitions that this rank sorts, with the item codes and row numbers of the whole log.
+
+    `parts` has for each rank its rows, the new codes of its item codes, and the number of rows before its first.
+    """
+    for partition in range(ranks.rank, PARTITIONS, ranks.size):
+        frames = [
+            frame.with_columns(codes.gather(frame["item"]).alias("item"), pl.col("row") + first_row)
+            for partitions, codes, first_row in parts
+            if (frame := partitions.pop(partition)) is not None
+        ]
+        if frames:
+            yield pl.concat(frames)
+
+
+def _append_groups(log: EventLog, frames: Iterator[pl.DataFrame], remove_duplicates: bool) -> None:
+    """Group the rows of each partition by session, and append them to the log."""
+    for frame in frames:
         n_rows = frame.height
         if remove_duplicates:
             frame = frame.unique(["session", "item", "time"], keep="first", maintain_order=True)
             log.dropped["duplicate_events"] += n_rows - frame.height
         log.append(_group(frame))
-    return log
-
-
-def _read(
-    reader: TableReader, coder: _ItemCoder, partitions: _RowPartitions, progress: Callable[[int], None] | None
-) -> None:
-    # A function of its own, so that its last `frame` is freed when it returns, before the first partition is read.
-    for frame in reader.frames():
-        if not frame.is_empty():
-            partitions.add(frame.with_columns(coder.encode(frame["item"])))
-        if progress:
-            progress(reader.n_rows)
 
 
 def _group(frame: pl.DataFrame) -> Events:
@@ -113,39 +202,54 @@ def _with_codes(ids: pl.Series) -> pl.DataFrame:
 
 
 class _RowPartitions:
-    """Collects frames of rows. A single frame stays in memory. The rows of two or more are written to files.
+    """Collects frames of rows. With `in_memory`, a single frame stays in memory; else the rows are written to files.
 
     There is one file for each frame and partition.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, in_memory: bool = True) -> None:
         self.n_frames = 0
         self._folder = folder
+        self._in_memory = in_memory
         self._first_frame: pl.DataFrame | None = None
+        self._paths: dict[int, list[Path]] = {}  # the files of each partition
 
     def add(self, frame: pl.DataFrame) -> None:
         """Add the rows of a frame. The second frame moves the rows of the first to files."""
-        if self.n_frames == 0:
+        if self.n_frames == 0 and self._in_memory:
             self._first_frame = frame
         else:
             if self._first_frame is not None:
-                self._folder.mkdir()
                 self._write(self._first_frame, 0)
                 self._first_frame = None
             self._write(frame, self.n_frames)
         self.n_frames += 1
 
     def _write(self, frame: pl.DataFrame, frame_index: int) -> None:
+        self._folder.mkdir(exist_ok=True)
         frame = frame.with_columns(partition=frame["session"].hash(seed=0) % PARTITIONS)
         by_partition = frame.partition_by("partition", as_dict=True, include_key=False, maintain_order=True)
         for (partition,), rows in by_partition.items():
             # Python writes the file, because its errors have an errno, which tells whether the disk is full; errors of
             # polars have none.
-            (self._folder / f"{partition}-{frame_index}.arrow").write_bytes(rows.write_ipc(None).getbuffer())
+            path = self._folder / f"{partition}-{frame_index}.arrow"
+            path.write_bytes(rows.write_ipc(None).getbuffer())
+            self._paths.setdefault(partition, []).append(path)
 
-    def discard(self) -> None:
-        """Remove all files."""
+    def clear(self) -> None:
+        """Remove all rows and files."""
+        self.n_frames, self._first_frame = 0, None
+        self._paths.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def pop(self, partition: int) -> pl.DataFrame | None:
+        """Return the rows of a partition in input order, and remove its files; None if there are none."""
+        if not (paths := self._paths.pop(partition, None)):
+            return None
+        frame = pl.concat([pl.read_ipc(path) for path in paths])
+        for path in paths:
+            path.unlink()
+        return frame
 
     def pop_all(self) -> Iterator[pl.DataFrame]:
         """Yield the rows of each partition in input order, and remove its files."""
@@ -153,10 +257,5 @@ class _RowPartitions:
             yield self._first_frame
             return
         for partition in range(PARTITIONS):
-            paths = [self._folder / f"{partition}-{i}.arrow" for i in range(self.n_frames)]
-            paths = [path for path in paths if path.exists()]
-            if paths:
-                frame = pl.concat([pl.read_ipc(path) for path in paths])
-                for path in paths:
-                    path.unlink()
+            if (frame := self.pop(partition)) is not None:
                 yield frame

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gru4rec_fast.data.array_folder import read_meta, replace_data_folder, write_meta
+from gru4rec_fast._atomic_writes import explain_disk_full
+from gru4rec_fast.data.array_folder import read_meta, scratch_in_replacement, write_meta
 from gru4rec_fast.data.sessions.assembly import ItemRenumbering
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_rare, drop_unseen, require_sessions
 from gru4rec_fast.data.sessions.split import Split
 from gru4rec_fast.data.sessions.store import PREPARED_FORMAT, SessionStore
+
+if TYPE_CHECKING:
+    from gru4rec_fast.distributed import Ranks
 
 
 def prepare(
@@ -35,6 +38,7 @@ def prepare(
     split: Split | str | None = None,
     validation_split: Split | str | None = None,
     progress: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, SessionStore]:
     """Filter a log, split it by time and write the parts as stores. The log may be larger than memory.
 
@@ -42,7 +46,7 @@ def prepare(
     the log is split.
 
     Args:
-        source, session_key, item_key, time_key, separator, quote, allow_pickle, progress: as for
+        source, session_key, item_key, time_key, separator, quote, allow_pickle, progress, ranks: as for
             `SessionStore.from_events`.
         out: folder for the stores: `out/train`, with `split` also `out/test`, and with `validation_split` also
             `out/train_tr` and `out/train_valid`. If `out` already holds a prepared log, it is replaced at the end.
@@ -61,6 +65,7 @@ def prepare(
     Raises:
         ValueError, OSError, ImportError: as `SessionStore.from_events`; ValueError also if a part has no session left.
         FileExistsError: `out` holds something other than a prepared log.
+        gru4rec_fast.distributed.OtherRankError: another rank has raised one of these errors.
     """
     from gru4rec_fast.data.sessions.ingest import ingest
     from gru4rec_fast.data.tables import open_table
@@ -71,21 +76,24 @@ def prepare(
     split, validation_split = (Split.parse(s) if isinstance(s, str) else s for s in (split, validation_split))
     rules = SessionRules(min_session_length, collapse_repeats)
     keys = {"session": session_key, "item": item_key, "time": time_key}
-    with replace_data_folder(out, PREPARED_FORMAT) as temporary:  # renamed to `out` at the end of the block
-        with tempfile.TemporaryDirectory(dir=temporary) as scratch:
-            table = open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle)
-            log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress)
+    folder = scratch_in_replacement(out, PREPARED_FORMAT)
+    with folder if ranks is None else ranks.enter_on_first(folder) as scratch, explain_disk_full(Path(out)):
+        options: dict[str, Any] = {"separator": separator, "quote": quote, "allow_pickle": allow_pickle}
+        table = open_table(source, keys, ranks=ranks, **options)
+        log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress, ranks=ranks)
+        if log is not None:
             drop_rare(log, min_item_support, rules)
             require_sessions(log, table.name)
             dropped = log.dropped
             parts: dict[str, dict[str, int]] = {}  # sizes of each store, by name
+            temporary = Path(scratch).parent  # renamed to `out` at the end of the block
             if split is None:
                 parts["train"] = _write(log, ItemRenumbering(log.item_ids), temporary / "train")
             else:
                 log = _write_split(log, split, ("train", "test"), temporary, rules, parts)
             if validation_split is not None:
                 _write_split(log, validation_split, ("train_tr", "train_valid"), temporary, rules, parts)
-        write_meta(temporary, {"format": PREPARED_FORMAT, "version": 1, "parts": parts, "dropped": dropped})
+            write_meta(temporary, {"format": PREPARED_FORMAT, "version": 1, "parts": parts, "dropped": dropped})
     return open_prepared(out)
 
 

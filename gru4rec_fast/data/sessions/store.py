@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -18,6 +17,7 @@ from gru4rec_fast.data.array_folder import (
     FolderFormat,
     replace_data_folder,
     save_array,
+    scratch_in_replacement,
     summary_lines,
     write_array_folder,
 )
@@ -25,6 +25,9 @@ from gru4rec_fast.data.sessions.assembly import ItemRenumbering, merge_into_stor
 from gru4rec_fast.data.sessions.events import EventLog
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_unseen, require_sessions
 from gru4rec_fast.data.vocabulary import Vocabulary, as_ids, as_indices, check_indices
+
+if TYPE_CHECKING:
+    from gru4rec_fast.distributed import Ranks
 
 _CHUNK_SESSIONS = 1 << 17
 FORMAT, PREPARED_FORMAT = "gru4rec_fast.session_store", "gru4rec_fast.prepared_log"
@@ -178,6 +181,7 @@ class SessionStore:
         allow_pickle: bool = False,
         out: str | Path | None = None,
         progress: Callable[[int], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> SessionStore:
         """Read a log of events, in any order, and group it by session. Nothing is filtered (see `prepare` for that).
 
@@ -196,31 +200,39 @@ class SessionStore:
             allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
             out: folder to write the store to. The returned store is memory-mapped, and the log may be larger than
                 memory. With None, the store is held in memory.
-            progress: called from time to time with the number of rows read so far.
+            progress: called from time to time with the number of rows that this process has read so far.
+            ranks: the processes (`gru4rec_fast.distributed.Ranks`) that read a log in part files together, each some of
+                them. Every rank must make the same call, with a folder `out` that all ranks share. The store is the
+                same as that of one process, and is returned on every rank.
 
         Raises:
             ValueError: the source is empty, a column or id is missing, or a time cannot be read; the message names
-                source, column and row.
+                source, column and row. Or `ranks` is given without `out`, or for a log in a single file.
             OSError: the disk is full; nothing is written.
             ImportError: polars is not installed.
+            gru4rec_fast.distributed.OtherRankError: another rank has raised one of these errors.
         """
         from gru4rec_fast.data.sessions.ingest import ingest
         from gru4rec_fast.data.tables import open_table
 
+        if ranks is not None and out is None:
+            raise ValueError("ranks needs out, a folder that all ranks share")
         keys = {"session": session_key, "item": item_key, "time": time_key}
-        # `store_folder` is a temporary folder that becomes `out` at the end; None without `out`.
+        folder = tempfile.TemporaryDirectory() if out is None else scratch_in_replacement(out, FORMAT)
         with (
-            replace_data_folder(out, FORMAT) if out is not None else nullcontext() as store_folder,
-            tempfile.TemporaryDirectory(dir=store_folder) as scratch,
+            folder if ranks is None else ranks.enter_on_first(folder) as scratch,
             explain_disk_full(Path(out or scratch)),
         ):
-            table = open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle)
-            log = ingest(table, Path(scratch), vocabulary=vocabulary, progress=progress)
-            renumbering = ItemRenumbering(log.item_ids, vocabulary)
-            if vocabulary is not None:
-                drop_unseen(log, renumbering, SessionRules(min_length=2))
-                require_sessions(log, table.name)
-            store = cls.from_log(log, renumbering, store_folder)
+            options: dict[str, Any] = {"separator": separator, "quote": quote, "allow_pickle": allow_pickle}
+            table = open_table(source, keys, ranks=ranks, **options)
+            log = ingest(table, Path(scratch), vocabulary=vocabulary, progress=progress, ranks=ranks)
+            if log is not None:
+                renumbering = ItemRenumbering(log.item_ids, vocabulary)
+                if vocabulary is not None:
+                    drop_unseen(log, renumbering, SessionRules(min_length=2))
+                    require_sessions(log, table.name)
+                # The parent folder becomes `out` at the end.
+                store = cls.from_log(log, renumbering, None if out is None else Path(scratch).parent)
         return store if out is None else cls.open(out)
 
     @classmethod
