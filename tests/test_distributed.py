@@ -63,6 +63,8 @@ def test_ranks_train_as_one_process_does(results: Any, impl: str) -> None:
         assert result["updates"] > 15, name
         assert result["loss"] < tolerance and result["weights"] < tolerance, (name, result)
         assert result["identical"], name
+        if name.startswith("LightGCN") and name != "LightGCN, reference":
+            assert result["weights"] == 0, "a row of a native product has the same bits on any rank"
     assert results[impl].keys() <= {*CONFIGURATIONS, *GRAPH_CONFIGURATIONS}
 
 

@@ -15,7 +15,6 @@ from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer, Nodes
-from gru4rec_fast.nn.graph_ranks import apply_layer
 from gru4rec_fast.nn.session_gru import glorot_
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops.ngcf_layer import select_nodes
@@ -86,21 +85,6 @@ class GraphNetwork(StepCounter):
                 over the ranks; that of the embedding table is complete.
         """
         raise NotImplementedError
-
-    def apply_layer(
-        self,
-        layer: nn.Module,
-        embeddings: Tensor,
-        *,
-        step: int | Tensor,
-        rows: Nodes,
-        columns: Nodes,
-        ranks: Ranks | None,
-    ) -> Tensor:
-        """Return the output of a layer for the nodes `rows`, given the embeddings of the nodes `columns`."""
-        if ranks is None:
-            return layer(embeddings, step=step, rows=rows, columns=columns)
-        return apply_layer(ranks, layer, embeddings, rows, self.graph.n_nodes, step=step, columns=columns)
 
     def neighborhoods(self, rows: Nodes) -> list[Nodes]:
         """Return the nodes whose embeddings are needed to compute the final embeddings of `rows`.
@@ -237,7 +221,7 @@ class NGCFNetwork(GraphNetwork):
         outputs = [select_nodes(embeddings, rows, nodes)]
         step = self.first_step(step, 1, has_dropout=any(layer.has_dropout for layer in self.layers))
         for layer, layer_nodes in zip(self.layers, nodes_of_layers, strict=True):
-            embeddings = self.apply_layer(layer, embeddings, step=step, rows=layer_nodes, columns=nodes, ranks=ranks)
+            embeddings = layer(embeddings, step=step, rows=layer_nodes, columns=nodes, ranks=ranks)
             nodes = layer_nodes
             if self.normalize_messages:
                 embeddings = F.normalize(embeddings, dim=1)
@@ -297,9 +281,7 @@ class LightGCNNetwork(GraphNetwork):
         total = select_nodes(embeddings, rows, nodes)
         step = self.first_step(step, 1, has_dropout=self.propagation.dropout > 0)
         for layer_nodes in nodes_of_layers:
-            embeddings = self.apply_layer(
-                self.propagation, embeddings, step=step, rows=layer_nodes, columns=nodes, ranks=ranks
-            )
+            embeddings = self.propagation(embeddings, step=step, rows=layer_nodes, columns=nodes, ranks=ranks)
             nodes = layer_nodes
             total = total + select_nodes(embeddings, rows, nodes)
         return total / (self.n_layers + 1)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gru4rec_fast import ops
 from gru4rec_fast.data import InteractionGraph
+from gru4rec_fast.distributed import Ranks
+from gru4rec_fast.nn.graph_ranks import share_product, share_rows
 from gru4rec_fast.nn.session_gru import glorot_
 from gru4rec_fast.nn.step_counter import StepCounter
 from gru4rec_fast.ops._checks import check_choice, check_probability
@@ -86,7 +90,13 @@ class LaplacianPropagation(StepCounter):
         self.dropout, self.impl = dropout, impl
 
     def forward(
-        self, embeddings: Tensor, *, step: int | Tensor | None = None, rows: Nodes = None, columns: Nodes = None
+        self,
+        embeddings: Tensor,
+        *,
+        step: int | Tensor | None = None,
+        rows: Nodes = None,
+        columns: Nodes = None,
+        ranks: Ranks | None = None,
     ) -> Tensor:
         """Return the product of the matrix with the embeddings, [n_nodes, d], or [n_rows, d] with `rows`.
 
@@ -97,19 +107,22 @@ class LaplacianPropagation(StepCounter):
             rows: int64 [n_rows], increasing: the nodes to compute; None: all.
             columns: int64 [n_columns], increasing: the nodes whose embeddings are given; None: all. They must include
                 `rows` and their neighbors.
+            ranks: share out the rows among these processes, each of which must make the same call.
         """
-        product = ops.laplacian_propagation(
-            embeddings,
-            self.graph.offsets,
-            self.graph.neighbors,
-            self.matrix,
-            rows=rows,
-            columns=columns,
+        multiply = partial(
+            ops.laplacian_propagation,
+            offsets=self.graph.offsets,
+            neighbors=self.graph.neighbors,
+            matrix=self.matrix,
             dropout=self.dropout if self.training else 0.0,
             seed=self.seed,
             step=self.first_step(step, 1, has_dropout=self.dropout > 0),
             impl=self.impl,
         )
+        if ranks is None:
+            product = multiply(embeddings, rows=rows, columns=columns)
+        else:
+            product = share_product(ranks, multiply, embeddings, rows, columns, self.graph.n_nodes)
         return product + select_nodes(embeddings, rows, columns) if self.adds_identity else product
 
     def extra_repr(self) -> str:
@@ -192,21 +205,27 @@ class NGCFLayer(StepCounter):
         return self.dropout > 0 or self.message_dropout > 0
 
     def forward(
-        self, embeddings: Tensor, *, step: int | Tensor | None = None, rows: Nodes = None, columns: Nodes = None
+        self,
+        embeddings: Tensor,
+        *,
+        step: int | Tensor | None = None,
+        rows: Nodes = None,
+        columns: Nodes = None,
+        ranks: Ranks | None = None,
     ) -> Tensor:
         """Return E' [n_nodes, out_features] from E [n_nodes, in_features], users before items.
 
-        step, rows, columns: see `LaplacianPropagation.forward`.
+        step, rows, columns, ranks: see `LaplacianPropagation.forward`. With ranks, the gradients of the parameters are
+            those of the rows of this process.
         """
-        out = ops.ngcf_layer(
-            embeddings,
-            self.graph.offsets,
-            self.graph.neighbors,
-            self.weight_1,
-            self.bias_1,
-            self.weight_2,
-            self.bias_2,
-            rows=rows,
+        layer = partial(
+            ops.ngcf_layer,
+            offsets=self.graph.offsets,
+            neighbors=self.graph.neighbors,
+            weight_1=self.weight_1,
+            bias_1=self.bias_1,
+            weight_2=self.weight_2,
+            bias_2=self.bias_2,
             columns=columns,
             P=self.P,
             Q=self.Q,
@@ -219,6 +238,10 @@ class NGCFLayer(StepCounter):
             layer=self.layer,
             impl=self.impl,
         )
+        if ranks is None:
+            out = layer(embeddings, rows=rows)
+        else:
+            out = share_rows(ranks, layer, embeddings, rows, self.graph.n_nodes)
         return F.normalize(out, dim=1) if self.normalize else out
 
     def extra_repr(self) -> str:
