@@ -112,13 +112,13 @@ class Ranks:
 
     def join_rows(self, own: Tensor, n: int) -> Tensor:
         """Return n rows [n, d], given those of this rank: its number, and every `size`-th row from there on."""
-        most = -(-n // self.size)
-        padded = own.new_zeros(most, own.shape[1])  # all ranks must send as many rows
-        padded[: len(own)] = own
-        joined = own.new_empty(self.size, most, own.shape[1])
-        with _lost_rank_as_error():
-            dist.all_gather([*joined.unbind()], padded)
-        self.n_bytes += joined.nbytes
+        joined = own.new_empty(self.size, -(-n // self.size), own.shape[1])
+        joined[self.rank, : len(own)] = own
+        for rank, part in enumerate(joined):
+            # Gloo takes less than half of the time of all_gather, which also needs parts of equal size.
+            with _lost_rank_as_error():
+                dist.broadcast(part[: len(range(rank, n, self.size))], rank)
+        self.n_bytes += n * own.shape[1] * own.element_size()
         return joined.transpose(0, 1).flatten(0, 1)[:n]
 
     @torch.no_grad()

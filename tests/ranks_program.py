@@ -132,8 +132,7 @@ def exchanged_graph_bytes(ranks: Ranks) -> list[int]:
     runner._backpropagate(runner.sampler.draw(0), 1)
     n, widths = GRAPH.n_nodes, (8, 12, 5)
     n_layers = sum(weight.numel() for weight in network.layers.parameters())
-    sent = n_layers + n * sum(widths[:-1]) + -(-n // ranks.size) * ranks.size * sum(widths[1:])
-    return [ranks.n_bytes - before, 4 * sent]
+    return [ranks.n_bytes - before, 4 * (n_layers + n * (sum(widths[:-1]) + sum(widths[1:])))]
 
 
 class StopOnLastRank(Callback):
