@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Self, TypeVar
@@ -187,6 +188,9 @@ class Ranks:
     def close(self) -> None:
         """End the process group, if this object has made it."""
         if self._owns_group and dist.is_initialized():
+            # A thread of gloo may be about to free the tensor of the last exchange, for which it needs the interpreter.
+            # Torch keeps these threads until the end of the process, which would abort if the interpreter ended first.
+            time.sleep(0.1)
             dist.destroy_process_group()
 
     def __enter__(self) -> Self:
