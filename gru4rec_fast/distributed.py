@@ -20,7 +20,7 @@ class OtherRankError(RuntimeError):
 
 
 class Ranks:
-    """The processes (ranks) that read one log or train one model together, each with a copy of the network.
+    """The processes (ranks) that read one log together, or train one model, each with a copy of the network.
 
         with Ranks() as ranks:  # in a script that torchrun has started
             model.fit("train.tsv", out="run", ranks=ranks)
@@ -112,11 +112,11 @@ class Ranks:
         return joined
 
     def join_rows(self, own: Tensor, n: int) -> Tensor:
-        """Return n rows [n, d], given those of this rank: its number, and every `size`-th row from there on."""
+        """Return n rows [n, d], given those of this rank: rows rank, rank + size, rank + 2 size, ..."""
         joined = own.new_empty(self.size, -(-n // self.size), own.shape[1])
         joined[self.rank, : len(own)] = own
         for rank, part in enumerate(joined):
-            # Gloo takes less than half of the time of all_gather, which also needs parts of equal size.
+            # Gloo's all_gather takes more than twice as long as these broadcasts, and needs parts of equal size.
             with _lost_rank_as_error():
                 dist.broadcast(part[: len(range(rank, n, self.size))], rank)
         self.n_bytes += n * own.shape[1] * own.element_size()

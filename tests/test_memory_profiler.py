@@ -320,7 +320,7 @@ def test_the_activations_of_modules_that_contain_each_other_count_once() -> None
         tensors = profiler.report().tensors
         assert expected is None or tensors == expected
         expected = tensors
-        assert len(other.report().phases) == 0 or len(other.report().phases) == 1
+        assert len(other.report().phases) == 1  # the whole time only
 
 
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
@@ -476,6 +476,7 @@ def test_torch_profiler_sees_the_same_allocations_of_a_fused_step() -> None:
 
     recorder: object = contextlib.nullcontext()
     train()  # allocates the scratch memory of this thread
+    gc.collect()  # else a collection within the training may free tensors of earlier tests
     profiler = MemoryProfiler()
     recorder = profiler
     train()

@@ -136,7 +136,7 @@ class MemoryProfiler:
         stack.close()
 
     def _is_recording(self) -> bool:
-        # Autograd computes on a GPU in a thread of its own.
+        # On a GPU, autograd runs backward in a thread of its own, where no profiler is active.
         return self._entered is not None and (self.device.type != "cpu" or active_profiler() is self)
 
     def _end_history(self) -> None:

@@ -85,8 +85,8 @@ class ModuleHooks:
             self._end_phase(self._running.pop()[1])
             if not self._running:
                 self._stop_counting_activations()
-            # register_full_backward_hook would warn if the inputs are integers. A backward that begins with the output
-            # of a submodule is that of the submodule.
+            # register_full_backward_hook would warn if the inputs are integers. If a submodule has returned the same
+            # output, the submodule's hook already records the backward pass from there.
             outputs = [x for x in tree_leaves(output) if isinstance(x, Tensor) and x.requires_grad]
             outputs = [x for x in outputs if x not in self._outputs]
             if outputs:

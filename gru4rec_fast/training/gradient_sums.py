@@ -20,13 +20,13 @@ def sum_gradients(
     """
     # bfloat16 and float16 gradients are summed in float32.
     dtype = torch.promote_types(parameters[0].dtype, torch.float32)
-    pieces = [torch.stack([*losses]), *(_pack(parameter, rows.get(parameter)) for parameter in parameters)]
+    pieces = [loss.reshape(1) for loss in losses] + [_pack(parameter, rows.get(parameter)) for parameter in parameters]
     sums = torch.cat([piece.to(dtype) for piece in pieces])
     ranks.sum_(sums)
-    summed, *gradients = sums.split([len(piece) for piece in pieces])
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    summed = sums.split([len(piece) for piece in pieces])
+    for parameter, gradient in zip(parameters, summed[len(losses) :], strict=True):
         parameter.grad = _unpack(gradient.to(parameter.dtype), parameter, rows.get(parameter))
-    return list(summed.unbind())
+    return [loss.squeeze(0) for loss in summed[: len(losses)]]
 
 
 def _pack(parameter: nn.Parameter, rows: Tensor | None) -> Tensor:

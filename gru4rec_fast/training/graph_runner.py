@@ -16,6 +16,7 @@ from gru4rec_fast.nn import GraphNetwork
 from gru4rec_fast.profiling import attempts, phase
 from gru4rec_fast.profiling.out_of_memory import UPDATE, Attempt
 from gru4rec_fast.training.checkpoint import Checkpoint
+from gru4rec_fast.training.gradient_sums import sum_gradients
 from gru4rec_fast.training.options import check_at_least
 from gru4rec_fast.training.progress import Progress
 from gru4rec_fast.training.schedules import Schedule
@@ -106,8 +107,8 @@ class GraphEpochRunner:
         while position.mini_batches < self.sampler.n_batches:
             with phase("batch"):
                 triples = self.sampler.draw(position.step)
-            whole = Attempt(1, is_last=True)
-            for attempt in attempts(UPDATE, most=batch_size) if self.ranks is None else (whole,):
+            once = [Attempt(1, is_last=True)]
+            for attempt in attempts(UPDATE, most=batch_size) if self.ranks is None else once:
                 with attempt:
                     loss = self._backpropagate(triples, attempt.n_parts)
             self._losses.add(position, loss, 1)
@@ -147,12 +148,8 @@ class GraphEpochRunner:
         """Add up the gradients of the layers' parameters, to which each rank has contributed its nodes."""
         table = self.network.embedding
         weights = [weight for weight in self.network.parameters() if weight is not table]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        if gradients:
-            sums = torch.cat([gradient.flatten() for gradient in gradients])
-            ranks.sum_(sums)
-            for gradient, total in zip(gradients, sums.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(total.view_as(gradient))
+        if weights:
+            sum_gradients(ranks, weights, rows={}, losses=[])
         if table.is_cuda and table.grad is not None:  # not the same bits on all ranks: a GPU adds rows in any order
             ranks.overwrite_(table.grad._values() if table.grad.is_sparse else table.grad)
 
