@@ -148,14 +148,16 @@ def test_prepare_by_ranks(tmp_path: Path, n: int) -> None:
 
 
 def test_an_error_in_prepare_is_printed_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
     for part, time_ in enumerate(("1", "2", "foo")):
-        (tmp_path / f"{part}.tsv").write_text(f"SessionId\tItemId\tTime\n1\t2\t{time_}\n")
-    process = torchrun(2, "-m", "gru4rec_fast", "prepare", tmp_path, tmp_path.with_name("data"))
+        (log / f"{part}.tsv").write_text(f"SessionId\tItemId\tTime\n1\t2\t{time_}\n")
+    process = torchrun(2, "-m", "gru4rec_fast", "prepare", log, tmp_path / "data")
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: {tmp_path / '2.tsv'}: column 'Time', row 1 (the first after the header is 1)"), line
-    assert not [path for path in tmp_path.parent.iterdir() if "data" in path.name]
+    assert line.startswith(f"error: {log / '2.tsv'}: column 'Time', row 1 (the first after the header is 1)"), line
+    assert list(tmp_path.iterdir()) == [log]
 
 
 def test_commands_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
