@@ -447,8 +447,41 @@ def test_error_for_a_wrong_separator_lists_the_columns(tmp_path: Path, separator
     columns = r"\['SessionId\\tItemId\\tTime'\]"
     with pytest.raises(ValueError, match=rf"its columns are {columns} \(split at '\{separator}'; give separator="):
         SessionStore.from_events(path, separator=separator)
-    with pytest.raises(ValueError, match="separator='::': it must be a single ASCII character"):
-        SessionStore.from_events(path, separator="::")
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"separator": "::"}, "separator='::': it must be a single ASCII character"),
+    ({"separator": "\n"}, r"separator='\\n': it must be a single ASCII character, and no line end"),
+    ({"quote": "\r"}, r"quote='\\r': it must be a single ASCII character, and no line end"),
+    ({"separator": "'", "quote": "'"}, "separator=\"'\": it is also the character that quotes fields"),
+])  # fmt: skip
+def test_error_for_a_character_that_cannot_separate_or_quote(
+    tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    (tmp_path / "log.csv").write_text(TITLES + "1,2,3,4\n")
+    with pytest.raises(ValueError, match=message):
+        SessionStore.from_events(tmp_path / "log.csv", **options)
+
+
+def test_times_of_dates(tmp_path: Path) -> None:
+    """Dates in a table are the same numbers as their text in a file, also where polars would divide inexactly."""
+    microseconds = np.sort(np.random.default_rng(0).integers(0, 4_000_000_000_000_000, 2_000))
+    ids = {"SessionId": range(2_000), "ItemId": range(2_000)}
+    times = pl.Series("Time", microseconds).cast(pl.Datetime("us"))
+    pl.DataFrame([*map(pl.Series, ids, ids.values()), times]).write_csv(tmp_path / "log.csv")
+    expected = SessionStore.from_events(tmp_path / "log.csv").start_times
+    assert np.array_equal(expected, microseconds / 1e6)
+    for series in (times, times.cast(pl.Datetime("ns"))):
+        assert np.array_equal(SessionStore.from_events({**ids, "Time": series}).start_times, expected)
+    whole = times.cast(pl.Datetime("ms"))
+    assert np.array_equal(SessionStore.from_events({**ids, "Time": whole}).start_times, microseconds // 1000 / 1e3)
+
+
+def test_dates_of_any_year() -> None:
+    days = [-(2**31), 2**31 - 1]
+    dates = pl.Series(days, dtype=pl.Int32).cast(pl.Date)
+    store = SessionStore.from_events({"SessionId": [1, 2], "ItemId": [1, 2], "Time": dates})
+    assert store.start_times.tolist() == [86400.0 * day for day in days]
 
 
 def test_error_names_a_bad_source(tmp_path: Path) -> None:

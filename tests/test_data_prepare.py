@@ -257,6 +257,12 @@ def test_error_if_all_sessions_have_one_event(tmp_path: Path) -> None:
     assert (store.n_sessions, store.n_targets, store.n_short_sessions) == (3, 0, 3)
 
 
+def test_error_if_a_part_is_empty(tmp_path: Path) -> None:
+    log = {"SessionId": [1, 1], "ItemId": [5, 6], "Time": [0, 1]}
+    with pytest.raises(ValueError, match="no session is left in the part 'test' of the dict given; dropped: nothing"):
+        prepare(log, tmp_path / "p", split="fraction=0.5")
+
+
 @pytest.mark.parametrize("days, fraction", [(None, None), (1, 0.5), (0, None), (math.nan, None), (None, 0), (None, 1)])
 def test_split_arguments_are_checked(days: float | None, fraction: float | None) -> None:
     with pytest.raises(ValueError, match="Split"):

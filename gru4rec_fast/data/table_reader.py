@@ -175,8 +175,15 @@ class TableReader:
         self._raise_if(frame, "time", times.is_null(), "a time is missing")
         if times.dtype == pl.String:
             return self._parse_times(frame)
-        if times.dtype in (pl.Date, pl.Datetime):
-            return times.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
+        if times.dtype == pl.Date:
+            return times.to_physical() * 86400.0
+        if isinstance(times.dtype, pl.Datetime):
+            unit = times.dtype.time_unit
+            if unit == "ns":
+                times = times.cast(pl.Datetime("us"))
+            # NumPy rounds quotients correctly; polars multiplies by the rounded reciprocal.
+            ticks = times.to_physical().to_numpy()
+            return pl.Series("time", ticks / (1e3 if unit == "ms" else 1e6))
         if times.dtype.is_integer():
             integers = times.cast(pl.Int64, strict=False)
             self._raise_if(frame, "time", integers.is_null(), "the number does not fit int64")

@@ -70,8 +70,10 @@ class TextFile:
         header, header_text = first_line(path)
         separator = guess_separator(header_text, wanted) if separator is None else separator
         for argument, character in (("separator", separator), ("quote", quote)):
-            if character is not None and len(character.encode()) != 1:
-                raise ValueError(f"{argument}={character!r}: it must be a single ASCII character")
+            if character is not None and (len(character.encode()) != 1 or character in "\r\n"):
+                raise ValueError(f"{argument}={character!r}: it must be a single ASCII character, and no line end")
+        if separator == quote:
+            raise ValueError(f"separator={separator!r}: it is also the character that quotes fields")
         names = _column_names(header_text, separator, quote, f"{path}, line {header + 1}")
         # In a regex, characters are written as \xNN, so that they need no escaping.
         s, q = (f"\\x{ord(character):02x}" for character in (separator, quote or '"'))

@@ -97,7 +97,7 @@ def _damaged(content: bytes, damage: dict[str, Any]) -> bytes:
         array = np.load(io.BytesIO(content))
     except Exception:  # an earlier damage; NumPy raises errors of many types
         return content
-    if "value" in damage and array.size:
+    if "value" in damage and array.size and array.dtype.kind != "V":
         array = array.reshape(-1)
         info = np.iinfo(array.dtype) if array.dtype.kind in "iu" else None
         value = damage["value"] if info is None else min(max(damage["value"], info.min), info.max)

@@ -88,11 +88,12 @@ def prepare(
             parts: dict[str, dict[str, int]] = {}  # sizes of each store, by name
             temporary = Path(scratch).parent  # renamed to `out` at the end of the block
             if split is None:
-                parts["train"] = _write(log, ItemRenumbering(log.item_ids), temporary / "train")
+                parts["train"] = _write(log, ItemRenumbering(log.item_ids), temporary / "train", table.name)
             else:
-                log = _write_split(log, split, ("train", "test"), temporary, rules, parts)
+                log = _write_split(log, split, ("train", "test"), temporary, rules, parts, table.name)
             if validation_split is not None:
-                _write_split(log, validation_split, ("train_tr", "train_valid"), temporary, rules, parts)
+                names = ("train_tr", "train_valid")
+                _write_split(log, validation_split, names, temporary, rules, parts, table.name)
             write_meta(temporary, {"format": PREPARED_FORMAT, "version": 1, "parts": parts, "dropped": dropped})
     return open_prepared(out)
 
@@ -108,11 +109,17 @@ def open_prepared(folder: str | Path) -> dict[str, SessionStore]:
 
 
 def _write_split(
-    log: EventLog, split: Split, names: tuple[str, str], folder: Path, rules: SessionRules, parts: dict[str, Any]
+    log: EventLog,
+    split: Split,
+    names: tuple[str, str],
+    folder: Path,
+    rules: SessionRules,
+    parts: dict[str, Any],
+    source: str,
 ) -> EventLog:
     """Split a log, write both parts as stores and add their sizes to `parts`. Returns the log of the training part.
 
-    `names` are the names of the training part and of the held-out part.
+    `names` are the names of the training part and of the held-out part; `source` is for error messages.
     """
     # The split needs these three arrays for all sessions. Its mask is then cut into one mask per partition of the log
     # (the pieces that `for events in log` yields).
@@ -124,17 +131,17 @@ def _write_split(
     renumbering = ItemRenumbering(log.item_ids)
     training_log = log.derive(lambda i, events: events.select_sessions(~held_out[i]), names[0])
     training_log.dropped = log.dropped  # what was removed before the split
-    parts[names[0]] = _write(training_log, renumbering, folder / names[0])
+    parts[names[0]] = _write(training_log, renumbering, folder / names[0], source)
     held_out_log = log.derive(lambda i, events: events.select_sessions(held_out[i]), names[1])
     if held_out_log.support().any():  # if not, `_write` raises the error for an empty part
         drop_unseen(held_out_log, renumbering, replace(rules, min_length=max(2, rules.min_length)))
-    parts[names[1]] = _write(held_out_log, renumbering, folder / names[1])
+    parts[names[1]] = _write(held_out_log, renumbering, folder / names[1], source)
     return training_log
 
 
-def _write(log: EventLog, renumbering: ItemRenumbering, folder: Path) -> dict[str, int]:
+def _write(log: EventLog, renumbering: ItemRenumbering, folder: Path, source: str) -> dict[str, int]:
     """Write a log as a store to a new folder and return the sizes of the store."""
-    require_sessions(log, f"the part {folder.name!r}")
+    require_sessions(log, f"the part {folder.name!r} of {source}")
     folder.mkdir()
     store = SessionStore.from_log(log, renumbering, folder)
     return {"n_sessions": store.n_sessions, "n_events": store.n_events, "n_items": store.n_items}
