@@ -563,6 +563,7 @@ def test_loading_weights_of_another_dtype_is_an_error(tmp_path: Path, fitted: GR
     [
         ("position.epoch", "1"),
         ("position.step", -1),
+        ("position.step", 2**32),
         ("position", []),
         ("history", 5),
         ("history", [5]),
@@ -570,7 +571,10 @@ def test_loading_weights_of_another_dtype_is_an_error(tmp_path: Path, fitted: GR
         ("early_stopping", 5),
         ("optimizer.groups", 5),
         ("optimizer.groups", [{"lr": "0.1"}]),
+        ("optimizer.groups", [{}]),
         ("schedule", 5),
+        ("schedule", {}),
+        ("history", [{"epoch": 1, "loss": 1.0, "9econds": 1.0}]),
     ],
 )
 def test_resuming_from_damaged_progress_is_an_error_that_names_the_file(tmp_path: Path, name: str, value: Any):

@@ -155,3 +155,6 @@ def load_optimizer(
         check_like_current(saved, group, "optimizer")
     groups = [saved | {"params": group["params"]} for saved, group in zip(values["groups"], current, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for group, loaded in zip(current, optimizer.param_groups, strict=True):
+        if missing := {*group} - {*loaded}:  # options that are newer than the checkpoint have their defaults now
+            raise KeyError(f"optimizer.{min(missing)}")

@@ -25,13 +25,14 @@ _missing_matplotlib_logged = False
 def write_csv(history: Sequence[dict[str, Any]], path: Path) -> Path:
     """Write one row per epoch: epoch, loss, seconds, mini_batches, events, learning_rate, then validation metrics."""
     metrics = list(dict.fromkeys(name for record in history for name in record.get("validation", {})))
-    columns = [key for key in (history[0] if history else ()) if key != "validation"]
+    columns = list(dict.fromkeys(key for record in history for key in record if key != "validation"))
     with replace_file(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*columns, *(f"validation_{name}" for name in metrics)])
         for record in history:
             validation = record.get("validation", {})
-            writer.writerow([*(record[key] for key in columns), *(validation.get(name, "") for name in metrics)])
+            values = [record.get(key, "") for key in columns]
+            writer.writerow([*values, *(validation.get(name, "") for name in metrics)])
     return path
 
 

@@ -70,6 +70,8 @@ def checked_history(progress: Any) -> list[dict[str, Any]]:
     history: list[dict[str, Any]] = progress["history"]
     check_like(history, [{}], "history")
     for record in history:
+        if unknown := {*record} - {*_RECORD, "validation"}:
+            raise KeyError(f"history: {min(unknown)}")
         expected = {key: value for key, value in _RECORD.items() if key in record or key in ("epoch", "loss")}
         check_like(record, expected, "history")
         check_like(record.get("validation", {}), {name: 0.0 for name in record.get("validation", {})}, "validation")

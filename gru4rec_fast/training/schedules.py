@@ -132,7 +132,11 @@ class Schedule:
                 "T_max was not given, so the cosine ended with the saved training, but n_epochs has changed since: "
                 f"resume with n_epochs={state['T_max']}, or train anew with lr_scheduler_options={{'T_max': ...}}"
             )
-        check_like_current(state, self.state_dict(), "schedule")
+        current = self.state_dict()
+        # Private values may be newer than the checkpoint.
+        if missing := {name for name in current if not name.startswith("_")} - {*state}:
+            raise KeyError(f"schedule.{min(missing)}")
+        check_like_current(state, current, "schedule")
         self.scheduler.load_state_dict(state)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gru4rec_fast._untrusted import brief
 from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.ops.ranking import NanScoreError
 from gru4rec_fast.profiling import PeakMemory, active_profiler, phase
@@ -422,7 +423,7 @@ class Trainer:
         progress = checkpoint.progress
         data = self.runner.data_identity
         if progress["data"] != data:
-            raise CheckpointError(f"the checkpoint was trained on other data: {progress['data']}, not {data}")
+            raise CheckpointError(f"the checkpoint was trained on other data: {brief(progress['data'])}, not {data}")
         self._restore_schedule(progress["schedule"])
         self.runner.load_checkpoint_state(checkpoint)
         self.runner.position = TrainingPosition.from_json(progress["position"])

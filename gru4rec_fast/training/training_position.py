@@ -51,6 +51,8 @@ class TrainingPosition:
         check_like(values, asdict(cls()), "position")
         if any(value < 0 for name, value in values.items() if name != "loss_sum"):
             raise TypeError(f"position has negative values: {values}")
+        if values["step"] >= 2**32:  # a limit of the counter of random numbers
+            raise TypeError(f"position has step={values['step']}")
         return cls(**values)
 
     @property
