@@ -6,13 +6,13 @@ Sides:
     all days       fit on the whole training log
     first half     fit on the sessions that begin in the first half of the days
     partial_fit    the model of "first half", loaded from its file, continues on the other sessions
-    no maxima      the same without the maxima of Adagrad's accumulator, as for a model that was trained elsewhere
-    1 epoch        partial_fit with n_epochs=1; the other sides make two epochs
+    no maxima      the same without the saved row maxima of Adagrad's accumulator, as for a model trained elsewhere
+    1 epoch        partial_fit with n_epochs=1; the sides above make two epochs
     3 epochs       partial_fit with n_epochs=3
     shrink         partial_fit with n_epochs=3 and shrink=0.8
 
-All models are evaluated on the test log. Recall of new items is that of the targets that are in the second half of the
-days only. The parameters are those of the README's accuracy table. The script needs ../shared/data/rsc15_100k.
+All models are evaluated on the test log. The recall of new items counts only targets that do not occur in the first
+half of the days. The parameters are those of the README's accuracy table. The script needs ../shared/data/rsc15_100k.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def measure(seed: int, train: pl.DataFrame, test: pl.DataFrame, folder: Path) ->
     half = run("first half", lambda: GRU4Rec(**parameters).fit(first, progress=False))
     path = half.save(folder / "half.safetensors")
     run("partial_fit", lambda: GRU4Rec.load(path).partial_fit(second, progress=False))
-    elsewhere = GRU4Rec.load(path)
-    network, support = elsewhere.network, elsewhere.support
-    without = GRU4Rec.from_network(network, elsewhere.vocabulary, support=support, **_training_parameters(parameters))
-    run("no maxima", lambda: without.partial_fit(second, progress=False))
+    saved = GRU4Rec.load(path)
+    options = _training_parameters(parameters)
+    no_maxima = GRU4Rec.from_network(saved.network, saved.vocabulary, support=saved.support, **options)
+    run("no maxima", lambda: no_maxima.partial_fit(second, progress=False))
     run("1 epoch", lambda: GRU4Rec.load(path).partial_fit(second, n_epochs=1, progress=False))
     run("3 epochs", lambda: GRU4Rec.load(path).partial_fit(second, n_epochs=3, progress=False))
     run("shrink", lambda: GRU4Rec.load(path).partial_fit(second, n_epochs=3, shrink=0.8, progress=False))

@@ -5,8 +5,8 @@
 
 GRU4Rec needs a folder with train.tsv.gz and test.tsv.gz (SessionId, ItemId, Time); the graph models need a file of
 interactions in any form that `gru4rec_fast.LightGCN.fit` reads, of which a fifth is the test data. Cornac's graph
-models need dgl: pip install dgl==1.1.3. Both models of a pair get the same arguments, and the seeds take turns, so that
-both meet the same load of the machine. Cornac measures metrics and seconds, on one thread.
+models need dgl: pip install dgl==1.1.3. Both models of a pair get the same arguments. They take turns, seed by seed, so
+that other load of the machine slows both. Cornac measures metrics and seconds, on one thread.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-// Operations on the rows of matrices, parallelized with at::parallel_for. The fused training step on the CPU uses them
-// between matrix products.
+// Operations on the rows of matrices, parallelized with at::parallel_for. The fused training step and sampled_loss use
+// them on the CPU.
 #pragma once
 
 #include <cstdint>

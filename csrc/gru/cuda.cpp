@@ -1,9 +1,10 @@
 // GRU with resets on CUDA, forward and backward. Specification: gru4rec_fast/ops/gru.py.
 //
-// If a layer's weights fit into a block's shared memory, one launch processes all steps (gru/all_steps.cuh). Otherwise
-// each step takes one matrix product by torch and one kernel over all units (gru/cuda.cuh), or two of each in the
-// reset_before form. In both cases, torch computes the gradients of weights and bias at the end, as one product and one
-// sum over all steps. gru/gru.h explains s, W and b.
+// If a layer's weights fit into a block's shared memory and the lanes are not too many, one launch processes all steps
+// (gru/all_steps.cuh). Otherwise each step takes one matrix product by torch and one kernel over all units
+// (gru/cuda.cuh), or two of each in the reset_before form. In both cases, torch computes the gradients of weights and
+// bias at the end, over all steps: by one product and one sum; in the reset_before form, which has no recurrent bias,
+// by two products. gru/gru.h explains s, W, b and q.
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>

@@ -64,7 +64,8 @@ struct RunRecord {
   bool finished;  // true at the end of the epoch
 };
 
-// Is called with the name of each phase of an update when the phase begins: batch, forward, loss, backward, update. May
+// Is called with the name of each phase of an update when the phase begins: batch, forward, loss, backward, update;
+// with several processes, also exchange. If threads run some lanes each, "forward, loss and backward" is one phase. May
 // be empty.
 using PhaseListener = std::function<void(const char* phase)>;
 
@@ -73,11 +74,11 @@ using PhaseListener = std::function<void(const char* phase)>;
 // `n_tiles` of train_block and `run`: the scores of a step are computed for ceil(m / n_tiles) of its m live lanes at a
 // time, so that more tiles need less memory. The results are equal up to rounding errors.
 //
-// An update that runs out of memory has not begun: weights, optimizer state, hidden states and the batcher's position
+// An update that runs out of memory changes nothing: weights, optimizer state, hidden states and the batcher's position
 // are as before it. The memory of this object is freed, and the error of the allocation (see is_out_of_memory) is
-// thrown. The update can be repeated, with more tiles. After the first weight has changed, only matrix products
-// allocate memory, of a small size. If that fails, another error is thrown, which says that the weights are partly
-// updated.
+// thrown. The update can be repeated, with more tiles. There are two exceptions: while several processes exchange
+// gradients, and after the first weight has changed, when only matrix products allocate memory, of a small size. Then
+// another error is thrown, which says that the weights are partly updated.
 class FusedTrainingStep {
  public:
   // Exists while train_block or `run` executes. Both use the same memory, so only one thread may call them at a time; a

@@ -21,7 +21,7 @@ def is_first_rank() -> bool:
 
 
 def join_ranks(device: str) -> AbstractContextManager[Ranks | None]:
-    """Return a context of the processes that torchrun has started; of None if there is only this one."""
+    """Return a context manager that yields the Ranks of torchrun's processes; None if this is the only process."""
     if not is_one_of_many():
         return nullcontext()
     from gru4rec_fast.distributed import Ranks

@@ -46,7 +46,7 @@ def holds_log_files(path: Path) -> bool:
 
 
 def is_prepared(source: Any) -> bool:
-    """Return whether a source is the path of a folder that is to be opened, not one of log files."""
+    """Return whether a source is a folder to open as a saved store or graph: any folder but one of log files."""
     return isinstance(source, str | os.PathLike) and is_folder(Path(source)) and not holds_log_files(Path(source))
 
 

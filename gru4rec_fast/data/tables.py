@@ -40,7 +40,7 @@ class Table:
         frames: function that takes a maximum number of rows and yields the columns, named by role, in frames of at
             most this many rows, in input order. Frames of text files also have the column "row", see `TextFile.frames`.
         is_text: True for text files, in which blanks around values are removed and plain integers are integer ids.
-        parts: the tables of the files, if the source has several; of several ranks, each has its own part files.
+        parts: the tables of the files, if the source has several; with several ranks, only this rank's files.
     """
 
     name: str
@@ -90,9 +90,10 @@ def _open_own_parts(source: Any, wanted: Mapping[str, str], ranks: Ranks, **opti
     paths = ranks.gather(paths)[0]  # rank 0's list for all, because files may appear meanwhile
     with ranks.shared_errors():
         parts = tuple(_open_single(path, wanted, **options) for path in paths[slice(*ranks.part(len(paths)))])
-    without_rows = ranks.gather([replace(part, frames=_no_frames) for part in parts])  # rows cannot be pickled
+    # The functions `frames` cannot be pickled.
+    without_frames = ranks.gather([replace(part, frames=_no_frames) for part in parts])
     with ranks.shared_errors():
-        log = _join(tuple(chain.from_iterable(without_rows)), source)
+        log = _join(tuple(chain.from_iterable(without_frames)), source)
     return replace(log, frames=_frames_of(parts), parts=parts)
 
 
@@ -300,7 +301,7 @@ def _require_unique(column: str, names: list[str], source: str) -> None:
 
 
 def _nearest(column: str, names: list[str]) -> list[str]:
-    """Return up to three of the names that are similar to `column`, whether their letters are small or capital."""
+    """Return up to three of the names that are similar to `column`, ignoring case."""
     by_lower_case = {name.lower(): name for name in names if len(name) <= _SHOWN_CHARACTERS}
     return [by_lower_case[name] for name in difflib.get_close_matches(column.lower(), by_lower_case)]
 

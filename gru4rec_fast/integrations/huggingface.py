@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 POSITION_FILE, POSITION_FORMAT = "session_position.safetensors", "gru4rec_fast.SessionTrainer/1"
-# Training arguments without a meaning for SessionTrainer, and what to do instead.
+# Training arguments without a meaning for SessionTrainer, and the reason or what to do instead.
 _REFUSED = {
     "activation_checkpointing": "the memory of a block is small",
     "gradient_checkpointing": "the memory of a block is small",
@@ -162,7 +162,7 @@ class SessionTrainingArguments(TrainingArguments):
 
 
 class _Steps(IterableDataset[dict[str, int]]):
-    """The numbers of an epoch's steps; Trainer fetches them ahead, and the trainer loads blocks when it needs them."""
+    """Yields an epoch's step numbers. Trainer prefetches these; SessionTrainer loads a block when its step runs."""
 
     def __init__(self, n_steps: int) -> None:
         self.n_steps = n_steps
@@ -311,7 +311,7 @@ class SessionTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         outcome = self._groups.run(number // n_calls) if (number + 1) % n_calls == 0 else None
         self.model.step.fill_(self.runner.position.step)
-        # In a random order, an epoch may be shorter than the first one, and its last step has no update.
+        # In a random order, an epoch may be shorter than the first one, so that its last step has no update.
         loss = 0.0 if outcome is None or outcome.loss is None else outcome.loss
         return torch.tensor(loss, device=self.args.device)
 
@@ -355,7 +355,7 @@ class SessionTrainer(Trainer):
         return super()._get_grad_norm(model, grad_norm)
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
-        """Return the number of events of an epoch of training, else the number of sessions."""
+        """Return the number of events per epoch of the training loader; for other loaders, the number of sessions."""
         return self.runner.n_events if isinstance(dataloader.dataset, _Steps) else super().num_examples(dataloader)
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:

@@ -194,7 +194,7 @@ class MemoryHandler(TrainingMemory):
         self.close()
 
     def _close_after_error(self, engine: Engine, error: BaseException) -> None:
-        """Close, and raise the error unless other handlers decide about it: Ignite ignores an error with a handler."""
+        """Close; raise the error unless it has other handlers, because Ignite raises no error that has a handler."""
         self.close()
         handlers = [entry[0] for entry in engine._event_handlers[Events.EXCEPTION_RAISED]]
         if all(isinstance(getattr(handler, "__self__", None), MemoryHandler) for handler in handlers):

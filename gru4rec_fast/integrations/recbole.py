@@ -42,7 +42,7 @@ except ImportError as error:
 
 
 class _GraphModel(GeneralRecommender):
-    """Replaces the propagation and the loss of a graph model of RecBole, which is the other base of a subclass.
+    """Replaces the propagation and the loss of the RecBole graph model that a subclass also inherits from.
 
     The last layer is computed only for the nodes of the mini-batch.
     """
@@ -312,6 +312,8 @@ def store_from(dataset: Any) -> SessionStore:
 
 def _continues(histories: np.ndarray, lengths: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return bool [n - 1]: whether the history of row k + 1 is that of row k and its target, cut to the last events.
+
+    Only the last item and the length are compared.
 
     histories: [n, L], padded at the end; L = 0: there are none. lengths, targets: [n].
     """

@@ -19,7 +19,7 @@ _OPTIMIZERS = ("exact_adagrad", "exact_row_wise_adagrad", "exact_sgd")  # those 
 
 
 class ShardedTable(nn.Module):
-    """Table [n_items, width] of float32 of which each process of torch.distributed has an equal part, on the CPU.
+    """Table [n_items, width] of float32 on the CPU; each process of torch.distributed has some consecutive rows.
 
     It is a torchrec `EmbeddingCollection` with row-wise sharding, whose fused optimizer updates the rows in `backward`.
     The gradients of all processes are added up and divided by the number of processes, as DistributedDataParallel does.
@@ -74,10 +74,10 @@ class ShardedTable(nn.Module):
         self.weight.uniform_(-bound, bound, generator=generator)
 
     def forward(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows [K, width] of the K distinct items, and for each of the items the number of its row.
+        """Return the rows [K, width] of the K distinct items, and the row index of each item, in the shape of `items`.
 
         Args:
-            items: int64 of any shape; the number of -1 (padding) is -1. Each process may ask for other items.
+            items: int64 of any shape; -1 is padding and gets the index -1. Each process may ask for other items.
         """
         distinct, index = items.unique(return_inverse=True)  # sorted
         if len(distinct) and distinct[0] == -1:

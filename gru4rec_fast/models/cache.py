@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 def size_in_bytes(value: Any) -> int:
-    """Return the memory that a value keeps in use: of an array or tensor that is a view, the whole array or tensor.
+    """Return the bytes of memory that a value keeps in use. A view counts as the whole array or tensor.
 
-    A tuple, list or dict has the size of its values, and a `CandidatePool` or another object that of its attribute
-    `nbytes`. Numbers, None, strings and bytes have a size, too.
+    The size of a tuple, list or dict is the sum of its values' sizes. For a `CandidatePool` or another object it is the
+    attribute `nbytes`. Numbers, None, strings and bytes have a size, too.
 
     Raises:
         TypeError: an object without `nbytes`; give the cache a `size_of=`.
@@ -50,7 +50,7 @@ def size_in_bytes(value: Any) -> int:
 
 
 def _read_only(value: Any) -> Any:
-    """Return a value with read-only views of its arrays; tuples, lists and dicts of exactly these types are copied."""
+    """Return a value with read-only views of its arrays; copy tuples, named tuples, lists and dicts, no subclasses."""
     if isinstance(value, np.ndarray):
         view = value.view()
         view.flags.writeable = False
