@@ -1,10 +1,10 @@
-"""Run a script for the official GRU4Rec code with that code and, its import line changed, with this package.
+"""Run a script with the official GRU4Rec code and, after a change of the import line only, with this package.
 
     PYTHONPATH=benchmarks python benchmarks/integrations/gru4rec_official.py --peer official=PATH [--epochs 3]
 
-The script reads rsc15_100k, trains with a parameter string of the official repository, and evaluates. For each
-parameter string, the metrics and the seconds (of training and evaluation, without imports) of both sides are printed
-for every seed, and the ratio of the seconds.
+The script reads rsc15_100k, trains with a parameter string of the official repository, and evaluates. The metrics and
+the seconds of training and evaluation are printed for each parameter string, seed and side (the official code or this
+package), and the ratio of the seconds for each parameter string.
 """
 
 from __future__ import annotations

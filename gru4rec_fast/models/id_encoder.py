@@ -66,9 +66,9 @@ class IdEncoder:
         return indices
 
     def encode_sessions(self, sessions: Iterable[Sequence[Any]] | SessionStore) -> tuple[np.ndarray, np.ndarray]:
-        """Return the item indices of all sessions, concatenated and without unknown items, and offsets [n + 1], int64.
+        """Return the item indices of all sessions, concatenated and without unknown items, and offsets int64 [n + 1].
 
-        Session i has the items from offsets[i] to offsets[i + 1].
+        The indices are int64, or int32 from a store. Session i has the items from offsets[i] to offsets[i + 1].
 
         Raises:
             ValueError: not a list of sessions, or a store with another vocabulary. With unknown="error", also an

@@ -161,7 +161,7 @@ class Parameters:
 
     @classmethod
     def parse_texts(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters with values that are text converted to their types. Raises TypeError, see the class."""
+        """Return the parameters; text is converted to the type of its parameter. Raises TypeError, see the class."""
         cls.check_names(parameters)
         types = {entry.name: str(entry.type) for entry in fields(cls)}
         return {

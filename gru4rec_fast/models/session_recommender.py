@@ -30,7 +30,7 @@ EvictionCause: TypeAlias = Literal["capacity", "age", "bytes"]
 
 _EVENTS_PER_CALL = 4096  # events of different sessions per call of the network
 _MIN_ROWS = 16  # rows of the state tensors
-# Bytes of Python objects of a session: the object, its key and entries in two dicts; and of an item's int in `seen`.
+# Bytes of the Python objects of a session (_LiveSession, its id, entries of two dicts), and of an item's int in `seen`.
 _SESSION_BYTES, _ITEM_BYTES = 450, 32
 
 
@@ -55,11 +55,11 @@ class SessionRecommender:
     """Recommends items for live sessions: stores the hidden state of each session and updates it with every event.
 
     The recommendations equal those of `gru4rec_fast.models.recommend` for the events so far. Each session has one row
-    in state tensors, which grow and shrink with the number of live sessions (at most 16 rows and a third of the rows in
-    use are unused). A session that is too old is evicted, and the least recently used one if a limit is reached. An
-    evicted session that continues starts from an empty state. Evictions are counted, and the first that makes room for
-    another session is logged. The class is not thread-safe. States depend on the weights, so make a new recommender
-    after further training.
+    in state tensors, which grow and shrink with the number of live sessions (the number of unused rows is at most 16
+    plus a third of the number of live sessions). A session that is too old is evicted, and the least recently used one
+    if a limit is reached. An evicted session that continues starts from an empty state. Evictions are counted, and the
+    first that makes room for another session is logged. The class is not thread-safe. States depend on the weights, so
+    make a new recommender after further training.
 
     Args:
         network: see `NextItemNetwork`; calls do not change its mode (train or eval).
@@ -141,9 +141,10 @@ class SessionRecommender:
         items = self.encoder.encode(ids, sessions).tolist()
         self._evict_old()
         now = self._clock()
-        # The pending events of a session are in successive calls of the network, with those of other sessions.
+        # Events that the network has not processed yet, for each call of the network. A call has at most one event of a
+        # session; the next event of the session is in the next call.
         calls: list[list[tuple[_LiveSession, int]]] = []
-        n_pending: dict[Hashable, int] = {}  # number of pending events of each session
+        n_pending: dict[Hashable, int] = {}  # number of events of each session in `calls`
 
         def evict_oldest(cause: EvictionCause) -> None:
             nonlocal calls, n_pending
@@ -272,7 +273,8 @@ class SessionRecommender:
         now = self._clock()
         last_events = [now - age for age in ages or [0.0] * len(session_ids)]
         by_time = sorted(zip(last_events, range(len(session_ids)), strict=True))
-        # Time of the last event of each session, earliest first; `recommend` uses a session without an event.
+        # Time of the last event of each session, earliest first. The order can differ from that of `_live`, because
+        # `recommend` uses a session without adding an event.
         self._last_event = OrderedDict((session_ids[row], seconds) for seconds, row in by_time)
         with torch.inference_mode(False), torch.no_grad():
             self._states = [saved.to(own, copy=True) for own, saved in zip(self._initial, states, strict=True)]
@@ -313,7 +315,7 @@ class SessionRecommender:
         self.evictions[cause] += 1
 
     def _resize(self) -> None:
-        """Give the state tensors an eighth more rows than there are live sessions; these get the first rows."""
+        """Copy the states to the first rows of new tensors with an eighth more rows (at least 16, at most capacity)."""
         sessions = [*self._live.values()]
         n_rows = min(max(len(sessions) + 1, len(sessions) * 9 // 8, _MIN_ROWS), self.capacity)
         rows = torch.tensor([session.row for session in sessions], dtype=torch.int64)
@@ -326,7 +328,7 @@ class SessionRecommender:
         self._free = list(range(n_rows - 1, len(sessions) - 1, -1))
 
     def _process(self, calls: list[list[tuple[_LiveSession, int]]]) -> None:
-        """Update the states of sessions with one event each, in each call of the network."""
+        """Call the network once for each list of events, one event per session, and store the new states."""
         with evaluating(self.network):
             for events in calls:
                 rows = torch.tensor([session.row for session, _ in events])

@@ -21,8 +21,8 @@ def share_product(
 ) -> Tensor:
     """Return multiply(embeddings, rows=rows, columns=columns), of which each rank computes every `ranks.size`-th row.
 
-    In backward, each rank computes as many rows of the transposed product. With native kernels, results and gradients
-    have the bits of one process.
+    In backward, each rank computes every `ranks.size`-th row of the transposed product. With native kernels, results
+    and gradients have the bits of one process.
 
     Args:
         ranks: the processes.
@@ -51,7 +51,7 @@ def share_rows(
 
 
 def _own_part(ranks: Ranks, nodes: Tensor | None, n_nodes: int, device: torch.device) -> tuple[Tensor, int]:
-    """Return the nodes that this rank computes, and the number of all; None: all nodes of the graph."""
+    """Return those of `nodes` that this rank computes, and the number of `nodes`; None: all nodes of the graph."""
     if nodes is None:
         return torch.arange(ranks.rank, n_nodes, ranks.size, device=device), n_nodes
     return nodes[ranks.rank :: ranks.size].contiguous(), len(nodes)

@@ -1,8 +1,8 @@
 """An embedding table that grows: appending rows copies the table only when the spare memory behind it is used up.
 
-The rows of a table are a prefix of a larger storage. Appending in place makes the prefix longer. The attribute
-`used_bytes` of a storage that this file allocated says how much of it belongs to a tensor. A tensor of another size has
-no claim to the rest of the storage, so it is copied when it grows.
+The rows of a table are a prefix of a larger storage. Appending in place makes the prefix longer. Each storage that
+this file allocates has an attribute `used_bytes`, the size of the prefix. Only a tensor of this size grows within the
+storage; any other tensor in it is copied when it grows.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class GrowableEmbedding(nn.Embedding):
 
         Call it between two updates, after `optimizer.zero_grad()`. Rows and state of the optimizer are then the same as
         if the table had had its final size from the start, but for weight decay, which would have shrunk the new rows.
-        A module in DistributedDataParallel must be wrapped again afterwards, and a SampledLoss or sampler
-        with the support of the old rows must be made again. A loss that was computed before cannot be used afterwards:
+        A module in DistributedDataParallel must be wrapped again afterwards, and a SampledLoss or sampler with the
+        support of the old rows must be made again. A loss that was computed before cannot be used afterwards:
         its gradient would have the old rows.
 
         Args:
@@ -117,7 +117,7 @@ class GrowableEmbedding(nn.Embedding):
                 destination[prefix + name] = without_spare_rows(destination[prefix + name])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Without one number of rows for all parameters, they are left as they are, and torch reports their sizes.
+        # If the saved parameters differ in the number of rows, none is resized, and torch reports their sizes.
         own = {name: parameter for name, parameter in self._parameters.items() if parameter is not None}
         saved = {name: state_dict.get(prefix + name, parameter) for name, parameter in own.items()}
         if len({tensor.shape[:1] for tensor in saved.values()}) == 1:
@@ -140,7 +140,7 @@ def append_to_parameters(additions: Sequence[tuple[nn.Parameter, Tensor]], optim
     for one in unwrapped:
         if not isinstance(one, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, or several, not {type(one).__name__}")
-    optimizers = list({id(one): one for one in unwrapped}.values())  # the state grows once
+    optimizers = list({id(one): one for one in unwrapped}.values())  # one that is given twice grows once
     changes: list[tuple[Tensor, Tensor]] = []
     for parameter, rows in additions:
         _check_parameter(parameter)

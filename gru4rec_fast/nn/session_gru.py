@@ -56,7 +56,7 @@ def gru_layer(
     The products with `weight_ih` have the dtype of x, or that of autocast. The steps are computed in
     `recurrence_dtype`, and the result has the dtype of the state.
 
-    weight_ih: [3H, I]; None if x is the product with it, [T, B, 3H]. Other arguments: see `gru4rec_fast.ops.gru`.
+    weight_ih: [3H, I]; None if x has the gate inputs without bias, [T, B, 3H]. Others: see `gru4rec_fast.ops.gru`.
     """
     gate_inputs = x if weight_ih is None else F.linear(x, weight_ih, bias_ih)
     if weight_ih is None and bias_ih is not None:
@@ -187,7 +187,7 @@ class SessionGRU(StepCounter):
         """Return a SessionGRU with copies of the weights of a torch.nn.GRU, and with its device, dtype and mode.
 
         Raises:
-            ValueError: it is bidirectional, or has dropout, which is another one here (see the class).
+            ValueError: `gru` is no torch.nn.GRU, is bidirectional, or has dropout, which differs here (see the class).
         """
         if not isinstance(gru, nn.RNNBase) or gru.mode != "GRU" or gru.bidirectional:
             kind = "a bidirectional" if getattr(gru, "bidirectional", False) else f"an instance of {type(gru).__name__}"
@@ -277,9 +277,9 @@ class SessionGRU(StepCounter):
                 to zero before that step. For a PackedSequence [T, B]: T is the greatest length, and the order of the
                 sequences is that of `hx`, as in torch.
             step: number of the first step since the training began; with the seed it determines the dropout masks. An
-                integer or a 0-dim int64 tensor; None counts by itself, see `StepCounter`.
-            lanes: (first, n): the B sequences are those from number `first` of n, and get the dropout masks that they
-                have there. None: they are all.
+                integer or a 0-dim int64 tensor. None: the module counts its steps, see `StepCounter`.
+            lanes: (first, n): the B sequences are numbers first to first + B of n sequences, and get the dropout masks
+                of these numbers. None: they are all sequences.
 
         Returns:
             (output, h_n): the outputs in the layout of the input, with H of the last layer, and hidden states as `hx`.

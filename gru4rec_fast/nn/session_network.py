@@ -24,8 +24,8 @@ class OutputTable(GrowableEmbedding):
     """Output table: item j has the score `hidden @ weight[j] + bias[j]`; weight [n_items, width], bias [n_items].
 
     The weights are drawn uniformly from +-sqrt(6 / (n_items + width)), with `generator` or torch's CPU generator; the
-    biases are zero. By default, `append_rows` draws new rows in the same way. sparse: whether the gradients of both are
-    sparse (COO).
+    biases are zero. By default, `append_rows` draws new rows in the same way. sparse: whether the gradient of the
+    weight as input embedding is sparse (COO); SampledLoss has its own argument `sparse`.
     """
 
     def __init__(
@@ -57,8 +57,9 @@ class SessionNetwork(StepCounter):
         gru_form: "reset_after" or "reset_before" (`gru4rec_fast.ops.gru`).
         dropout_p_embed: probability of dropping a unit of the input embedding, in training; no effect with "none".
         dropout_p_hidden: probability of dropping a unit of the output of each GRU layer, in training.
-        sparse: whether the gradients of the tables are sparse (COO), with only the rows of the mini-batch. Dense
-            gradients suit every optimizer of torch; they take memory and time in proportion to the catalogue.
+        sparse: whether the gradients of the tables are sparse (COO), with only the rows of the mini-batch; give
+            SampledLoss the same value. Dense gradients suit every optimizer of torch; they take memory and time in
+            proportion to the catalogue.
         seed: seed of the dropout masks and of the initial weights, which are uniform in +-sqrt(6 / (fan_in + fan_out));
             biases are zero. None draws a seed from torch's CPU generator.
         dtype, device: dtype and device of the parameters.
@@ -170,12 +171,13 @@ class SessionNetwork(StepCounter):
 
         Args:
             inputs: int64 [T, B], items; -1 for padding, where the hidden states are meaningless.
-            state: one [B, H] for each layer, from the previous call, not detached; None: zeros, as `initial_state`.
+            state: one [B, H] for each layer, from the previous call; None: zeros, as `initial_state`. `forward` does
+                not detach it.
             reset: bool [T, B]; True sets the state of a lane to zero before that step.
             step: number of the first step since the training began; with the seed it determines the dropout masks. An
-                integer or a 0-dim int64 tensor; None counts by itself, see `StepCounter`.
-            lanes: (first, n): the inputs are those of lanes first to first + B of n, and get the dropout masks of these
-                lanes; another process computes the others. None: they are all.
+                integer or a 0-dim int64 tensor. None: the network counts its steps, see `StepCounter`.
+            lanes: (first, n): the inputs are lanes first to first + B of n lanes, and get the dropout masks of these
+                lanes; other processes compute the other lanes. None: the inputs are all lanes.
         """
         x = gather_rows(self.input_table.weight, inputs, sparse=self.input_table.sparse)
         embedding_dropout = self.dropout_p_embed if self.embedding_mode != "none" else 0.0
@@ -217,7 +219,7 @@ def _make_embedding(
 
 
 def _glorot_rows(table: GrowableEmbedding, n: int, fan_out: int, generator: torch.Generator | None) -> Tensor:
-    """Return n rows with the initial weights of a table that has them."""
+    """Return initial weights of n rows to append to a table, as in a new table with all these rows."""
     rows = table.weight.data.new_empty(n, table.embedding_dim)
     glorot_(rows, len(table.weight) + n, fan_out, generator)
     return rows

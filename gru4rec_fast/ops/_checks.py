@@ -91,9 +91,9 @@ def check_memory(written: Mapping[str, Tensor | None], read: Mapping[str, Tensor
 
 
 def _memory_layout(tensor: Tensor) -> tuple[int, int, int, int, bool]:
-    """Return where a tensor's memory begins, its span, the distance and size of its blocks, and if it overlaps itself.
+    """Return a tensor's address, its span, the stride and size of its blocks, and whether it overlaps itself.
 
-    Blocks are what the dimension with the largest stride indexes. All numbers are in bytes.
+    A block has the elements with one index in the dimension of the largest stride. All numbers are in bytes.
     """
     element = tensor.element_size()
     span, stride, block, overlaps_itself = element, 0, element, False
@@ -125,7 +125,8 @@ def split_step(
     The number of the first step is step + counter. A `step` that is a tensor is the counter; it must be a 0-dim int64
     tensor on `device`.
 
-    reads_value: whether to check the value of a tensor on the CPU here, because no native kernel does.
+    reads_value: whether to check the value of a counter on the CPU, too: True for references, since native kernels
+        check it themselves.
     """
     if not isinstance(step, Tensor):
         check_counters(seed, step, steps)

@@ -10,7 +10,7 @@ The key is the seed: (low 32 bits, high 32 bits). The counter consists of four 3
 - stream: a constant that says what the numbers are used for (STREAM_* below), so that two uses of one seed draw
   different numbers. It is not a CUDA stream.
 - step: number of the training step (mini-batch) since the training began.
-- lane: one of the B sessions that are processed in parallel; unit: one of the hidden units.
+- lane: one of the B sessions that are processed in parallel; draw: number of a negative; unit: one of the hidden units.
 """
 
 from __future__ import annotations

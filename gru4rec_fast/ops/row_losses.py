@@ -122,7 +122,7 @@ def _bpr_max(
 def _top1(y: Tensor, own: Tensor, used: Tensor, counts: Tensor | None, **_: float) -> Tensor:
     target, x, negatives = negatives_of(y, own, used)
     terms = torch.sigmoid(x - target) + torch.sigmoid(x * x)
-    own_term = 0.5  # sigmoid(y_i - y_i); its second term is subtracted in the formula
+    own_term = 0.5  # sigmoid(y_i - y_i); the formula subtracts the other term, sigmoid(y_i^2)
     return ((sum_used(terms, negatives, counts) + own_term) / count_used(y, used, counts)).squeeze(1)
 
 

@@ -136,8 +136,8 @@ class MemoryReport:
 
         Raises:
             ImportError: matplotlib is not installed. OSError: the file cannot be written.
-            ValueError, TypeError: nothing was recorded, `path` has no suffix or one of no format, or `last` is not a
-                positive integer.
+            ValueError, TypeError: nothing was recorded, the suffix of `path` is missing or no format of pictures, or
+                `last` is not a positive integer.
         """
         (last,) = whole_numbers(1, last=last)
         plot_timeline(self.timeline[-last:], path)

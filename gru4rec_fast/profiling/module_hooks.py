@@ -105,7 +105,7 @@ class ModuleHooks:
     def _begin_backward(self, name: str) -> None:
         task = torch._C._current_graph_task_id()
         if self._backward is None or self._backward_task != task:
-            # At the end of this backward pass. Only the autograd engine has this function.
+            # Call it at the end of this backward pass. torch has no public function for this.
             Variable._execution_engine.queue_callback(self._end_backward)
         self._end_backward()
         self._backward, self._backward_task = self._begin_phase(name), task
