@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 _T = TypeVar("_T")
 
@@ -25,7 +26,7 @@ class Ranks:
         with Ranks() as ranks:  # in a script that torchrun has started
             model.fit("train.tsv", out="run", ranks=ranks)
 
-    GRU4Rec: every rank plays the whole schedule of sessions and computes some lanes of each mini-batch; a lane is one
+    GRU4Rec: every rank computes the whole schedule of sessions, and trains some lanes of each mini-batch; a lane is one
     of the sessions that are processed in parallel. The targets of all lanes are negatives, as in one process. Between
     gradients and update, the ranks add up their gradients: all those of the GRU, and those of the table rows that any
     lane reads, which every rank knows. The sums have the same bits on all ranks, and so have the weights.
@@ -184,6 +185,14 @@ class Ranks:
                         f"{name} is {value!r} on rank 0, and {other.get(name)!r} on rank {rank}: give all ranks the "
                         "same parameters and data"
                     )
+
+    def check_equal_networks(self, network: nn.Module, optimizer: Optimizer) -> None:
+        """Raise ValueError on every rank if options of the optimizer, or shapes or dtypes of parameters, differ."""
+        parameters = {name: f"{weight.dtype} {[*weight.shape]}" for name, weight in network.named_parameters()}
+        options = [{name: value for name, value in g.items() if name != "params"} for g in optimizer.param_groups]
+        names = {name for group in options for name in group}
+        own = {f"{name} of the optimizer": [group.get(name) for group in options] for name in sorted(names)}
+        self.check_equal({"optimizer": type(optimizer).__name__, "parameters": [*parameters], **parameters, **own})
 
     def close(self) -> None:
         """End the process group, if this object has made it."""

@@ -146,6 +146,13 @@ class StopOnLastRank(Callback):
             trainer.stop()
 
 
+OTHER_RUNNERS: dict[str, dict[str, Any]] = {
+    "learning rate": {"learning_rate": 0.1},
+    "layers": {"layers": [8]},
+    "loss": {"logq": 0.5},
+}
+
+
 def message_of(error_type: type[Exception], function: Any, *arguments: Any, **keywords: Any) -> str:
     """Return the message of the error that a call raises."""
     try:
@@ -198,6 +205,21 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
     results["other data"] = message_of(ValueError, model().fit, data, progress=False, ranks=ranks)
     other = model(learning_rate=0.1 if ranks.is_first else 0.2)
     results["other parameters"] = message_of(ValueError, other.fit, STORE, progress=False, ranks=ranks)
+    held_out = HELD_OUT if ranks.is_first else None
+    results["validation on one rank"] = message_of(
+        ValueError, model().fit, STORE, validation=held_out, progress=False, ranks=ranks
+    )
+    out = f"folder-{ranks.rank}"
+    results["other folder"] = message_of(ValueError, model().fit, STORE, out=out, progress=False, ranks=ranks)
+    cutoffs = (5, 20) if ranks.is_first else 20
+    results["other cutoffs"] = message_of(ValueError, together.evaluate, HELD_OUT, cutoffs=cutoffs, ranks=ranks)
+    results["other cutoffs of a graph"] = message_of(
+        ValueError, evaluate_graph, embeddings, graph, test, cutoffs=cutoffs, ranks=ranks
+    )
+    for name, changed in OTHER_RUNNERS.items():
+        own = GRU4RecParameters(**BASE | (changed if ranks.is_first else {}))
+        session_runner = build_session_runner(own, build_session_network(own, STORE.n_items), STORE)
+        results[f"runner with other {name}"] = message_of(ValueError, session_runner.join, ranks)
     results["few lanes"] = message_of(ValueError, model(batch_size=1).fit, STORE, progress=False, ranks=ranks)
     torch.manual_seed(ranks.rank)
     drawn_graph = NGCF(**GRAPH_BASE | {"seed": None}).fit(graph, validation=test, progress=False, ranks=ranks)

@@ -88,6 +88,16 @@ def test_estimators(results: Any) -> None:
     assert r["other data"].startswith("sessions is 90 on rank 0, and 50 on rank 1: give all ranks the same parameters")
     assert r["other parameters"].startswith("learning_rate is 0.1 on rank 0, and 0.2 on rank 1")
     assert r["few lanes"].startswith("1 lanes are too few for")
+    for name, difference in {
+        "validation on one rank": "has validation data is True on rank 0, and False on rank 1",
+        "other folder": "out is 'folder-0' on rank 0, and 'folder-1' on rank 1",
+        "other cutoffs": "cutoffs is (5, 20) on rank 0, and (20,) on rank 1",
+        "other cutoffs of a graph": "cutoffs is (5, 20) on rank 0, and (20,) on rank 1",
+        "runner with other learning rate": "lr of the optimizer is [0.1] on rank 0, and [0.05] on rank 1",
+        "runner with other layers": "gru.layers.0.weight_ih is 'torch.float32 [24, 8]' on rank 0, and",
+        "runner with other loss": "logq is 0.5 on rank 0, and 0.0 on rank 1",
+    }.items():
+        assert r[name].startswith(difference), name
     assert r["other graph runner"].startswith("reg_weight is 0.1 on rank 0, and 0.2 on rank 1")
 
 

@@ -80,6 +80,8 @@ def evaluate_graph(
         _, ranked = top_k_excluding(queries, item_table, None, n_ranks, seen, impl=impl)
         return list(_metrics_per_user(ranked.cpu(), [targets[user] for user in users], cutoffs, train.n_items))
 
+    if ranks is not None:
+        ranks.check_equal({"cutoffs": cutoffs, "users with test items": len(users), "items": train.n_items})
     first, end = (0, len(users)) if ranks is None else ranks.part(len(users))
     for start in range(first, end, batch_size):
         batch = np.array(users[start : min(start + batch_size, end)])

@@ -82,6 +82,9 @@ def evaluate_sessions(
     if baselines and support is not None:
         baseline_metrics["popularity"] = popularity_metrics(store, support, metrics.cutoffs, ties)
         baseline_metrics["random"] = random_metrics(store.n_items, metrics.cutoffs)
+    if ranks is not None:
+        settings = {"cutoffs": metrics.cutoffs, "ties": ties, "batch_size": batch_size}
+        ranks.check_equal(settings | {"sessions": store.n_sessions, "events": store.n_events, "items": len(weight)})
     per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
     n_short = store.n_short_sessions
     if n_short == store.n_sessions:

@@ -157,7 +157,8 @@ class Estimator(Parameters):
         callbacks = check_callbacks(callbacks)
         if ranks is not None:
             parameters = {name: value for name, value in model.get_params().items() if name != "device"}
-            ranks.check_equal(parameters | {"resume": resume, "checkpoint_every": checkpoint_every})
+            folder = None if out is None else os.fspath(out)
+            ranks.check_equal(parameters | {"resume": resume, "checkpoint_every": checkpoint_every, "out": folder})
         is_first = ranks is None or ranks.is_first  # rank 0 repairs the folder of an earlier training and writes to it
         with nullcontext() if ranks is None else ranks.first_alone():
             checkpoint_path = _path_to_resume(resume, out)

@@ -69,6 +69,7 @@ class GraphEpochRunner:
         """
         settings = {"batch_size": self.sampler.batch_size, "reg_weight": self.reg_weight}
         ranks.check_equal(self.data_identity | settings | {"only_needed": self.network.only_needed})
+        ranks.check_equal_networks(self.network, self.optimizer)
         self.ranks = ranks
         for seeded in (self.network, self.sampler):
             seeded.restore_seed(ranks.from_first(seeded.seed))

@@ -140,8 +140,11 @@ class SessionEpochRunner:
                 f"{loader.n_lanes} lanes are too few for {ranks.size} ranks: increase batch_size, or use fewer ranks"
             )
         settings = {"batch_size": loader.n_lanes, "steps": loader.steps, "n_sample": self.n_sample}
-        ranks.check_equal(self.data_identity | settings | {"accumulate": self.accumulate, "fused": self.fused})
         self.ranks, self.lanes = ranks, ranks.part(loader.n_lanes)
+        settings |= {"accumulate": self.accumulate, "trained by the fused step": self.why_not_fused is None}
+        loss = {name: value for name, value in vars(self.criterion).items() if not name.startswith("_")}
+        ranks.check_equal(self.data_identity | settings | loss)
+        ranks.check_equal_networks(self.network, self.optimizer)
         self.seed = ranks.from_first(self.seed)
         for seeded in (self.network, loader):
             seeded.restore_seed(ranks.from_first(seeded.seed))

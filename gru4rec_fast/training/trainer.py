@@ -198,7 +198,8 @@ class Trainer:
         """
         peak = self._peak or PeakMemory()
         if self.runner.ranks is not None:
-            self.runner.ranks.check_equal(asdict(self.options) | {"writes to a folder": self._saves})
+            own = {"writes to a folder": self._saves, "has validation data": self.validate is not None}
+            self.runner.ranks.check_equal(asdict(self.options) | own)
         if resume is not None:
             self.restore(resume)
         self._is_stopped = False
