@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 _T = TypeVar("_T")
+_group_numbers = itertools.count()
 
 
 class OtherRankError(RuntimeError):
@@ -61,7 +63,10 @@ class Ranks:
                 raise RuntimeError("there is one process only: start it by torchrun, e.g. torchrun --nproc-per-node 2")
             if on_gpu:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("nccl" if on_gpu else "gloo")
+            store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+            # The store keeps the addresses of an earlier group of this process, so each group has keys of its own.
+            store = dist.PrefixStore(f"gru4rec_fast {next(_group_numbers)}", store)  # type: ignore[attr-defined]
+            dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.n_bytes = 0
         self.device = torch.device("cuda" if on_gpu else "cpu")
@@ -125,9 +130,14 @@ class Ranks:
 
     @torch.no_grad()
     def copy_from_first(self, network: nn.Module) -> None:
-        """Overwrite parameters and buffers by those of rank 0."""
-        for tensor in (*network.parameters(), *network.buffers()):
-            self.overwrite_(tensor)
+        """Overwrite parameters and persistent buffers by those of rank 0.
+
+        Other buffers may share the memory of data, such as a graph's.
+        """
+        saved = network.state_dict()
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if name in saved:
+                self.overwrite_(tensor)
 
     def overwrite_(self, tensor: Tensor) -> None:
         """Overwrite a tensor by that of rank 0."""
@@ -136,12 +146,14 @@ class Ranks:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Run the context on rank 0 first, and on the other ranks after it."""
+        """Run the context on rank 0 first, and on the other ranks after it, even if rank 0 raised an error."""
         if not self.is_first:
             self.from_first(0)
-        yield
-        if self.is_first:
-            self.from_first(0)
+        try:
+            yield
+        finally:
+            if self.is_first:
+                self.from_first(0)
 
     @contextmanager
     def shared_errors(self) -> Iterator[None]:
@@ -177,7 +189,9 @@ class Ranks:
 
     def check_equal(self, values: Mapping[str, Any]) -> None:
         """Raise ValueError on every rank if a value differs from that of rank 0."""
-        first, *others = self.gather(dict(values))
+        first, *others = gathered = self.gather(dict(values))
+        if not all(isinstance(own, dict) for own in gathered):
+            raise RuntimeError("the ranks have made different calls: one may have gone on after an error")
         for rank, other in enumerate(others, 1):
             for name, value in first.items():
                 if other.get(name) != value:
@@ -187,12 +201,14 @@ class Ranks:
                     )
 
     def check_equal_networks(self, network: nn.Module, optimizer: Optimizer) -> None:
-        """Raise ValueError on every rank if options of the optimizer, or shapes or dtypes of parameters, differ."""
+        """Raise ValueError on every rank if shapes of parameters, or options or state of the optimizer, differ."""
         parameters = {name: f"{weight.dtype} {[*weight.shape]}" for name, weight in network.named_parameters()}
         options = [{name: value for name, value in g.items() if name != "params"} for g in optimizer.param_groups]
         names = {name for group in options for name in group}
         own = {f"{name} of the optimizer": [group.get(name) for group in options] for name in sorted(names)}
         self.check_equal({"optimizer": type(optimizer).__name__, "parameters": [*parameters], **parameters, **own})
+        tensors = [tensor for state in optimizer.state.values() for tensor in state.values() if torch.is_tensor(tensor)]
+        self.check_equal({"state of the optimizer": sum(map(sum_of_bits, tensors))})
 
     def close(self) -> None:
         """End the process group, if this object has made it."""
@@ -207,6 +223,11 @@ class Ranks:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def sum_of_bits(tensor: Tensor) -> int:
+    """Return the sum of a tensor's 16-bit words as integers, which does not depend on their order."""
+    return int(tensor.detach().reshape(-1).view(torch.int16).sum())
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -135,15 +137,34 @@ def exchanged_graph_bytes(ranks: Ranks) -> list[int]:
     return [ranks.n_bytes - before, 4 * (n_layers + n * (sum(widths[:-1]) + sum(widths[1:])))]
 
 
-class StopOnLastRank(Callback):
-    """Stops the training after 20 updates, on the last rank only."""
+class StopOnOneRank(Callback):
+    """Stops the training on one rank: at the start, after 20 updates or after the first checkpoint."""
+
+    def __init__(self, method: str, is_own: bool) -> None:
+        self.method = method if is_own else ""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        if self.method == "on_fit_start":
+            trainer.stop()
+
+    def on_step_end(self, trainer: Trainer, record: Any) -> None:
+        if self.method == "on_step_end" and record.step >= 20:
+            trainer.stop()
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        if self.method == "on_checkpoint":
+            trainer.stop()
+
+
+class AddHookOnFirstRank(Callback):
+    """Gives rank 0 a reason to train by autograd, after the runners have joined."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
 
-    def on_step_end(self, trainer: Trainer, record: Any) -> None:
-        if record.step >= 20 and self.ranks.rank == self.ranks.size - 1:
-            trainer.stop()
+    def on_fit_start(self, trainer: Trainer) -> None:
+        if self.ranks.is_first:
+            trainer.network.gru.register_forward_hook(lambda *_: None)
 
 
 OTHER_RUNNERS: dict[str, dict[str, Any]] = {
@@ -198,8 +219,15 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
     torch.manual_seed(ranks.rank)
     drawn = model(seed=None, dropout_p_hidden=0.2).fit(STORE, progress=False, ranks=ranks)
     results["seed=None"] = len({weight.detach().sum().item() for weight in ranks.gather(drawn.network.output.weight)})
-    stopped = model().fit(STORE, progress=False, ranks=ranks, callbacks=[StopOnLastRank(ranks)])
-    results["stop"] = [len({*ranks.gather(stopped.network.output.weight.sum().item())}), len(stopped.history)]
+    results["stop"] = {}
+    for method in ("on_fit_start", "on_step_end", "on_checkpoint"):
+        # Only rank 0 writes checkpoints, and so calls on_checkpoint.
+        stop = StopOnOneRank(method, ranks.rank == (0 if method == "on_checkpoint" else ranks.size - 1))
+        with TemporaryDirectory() as folder:
+            out = ranks.gather(folder)[0]
+            stopped = model().fit(STORE, out=out, checkpoint_every=20, progress=False, ranks=ranks, callbacks=[stop])
+        weights = {*ranks.gather(stopped.network.output.weight.sum().item())}
+        results["stop"][method] = [len(weights), len(stopped.history)]
 
     data = STORE if ranks.is_first else HELD_OUT
     results["other data"] = message_of(ValueError, model().fit, data, progress=False, ranks=ranks)
@@ -211,6 +239,13 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
     )
     out = f"folder-{ranks.rank}"
     results["other folder"] = message_of(ValueError, model().fit, STORE, out=out, progress=False, ranks=ranks)
+    items = [5, 6 + ranks.is_first]
+    log = {"SessionId": [*range(8)] * 2, "ItemId": items * 8, "Time": range(16)}
+    results["other ids"] = message_of(ValueError, model().fit, log, progress=False, ranks=ranks)
+    hook = AddHookOnFirstRank(ranks)
+    results["other step"] = message_of(ValueError, model().fit, STORE, progress=False, ranks=ranks, callbacks=[hook])
+    alone = model(seed=ranks.rank).fit(STORE, progress=False)
+    results["other weights"] = message_of(ValueError, alone.evaluate, HELD_OUT, ranks=ranks)
     cutoffs = (5, 20) if ranks.is_first else 20
     results["other cutoffs"] = message_of(ValueError, together.evaluate, HELD_OUT, cutoffs=cutoffs, ranks=ranks)
     results["other cutoffs of a graph"] = message_of(
@@ -225,6 +260,18 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
     drawn_graph = NGCF(**GRAPH_BASE | {"seed": None}).fit(graph, validation=test, progress=False, ranks=ranks)
     drawn_graph.partial_fit(test, n_epochs=1, progress=False, ranks=ranks)
     results["graph, seed=None"] = len({table.sum().item() for table in ranks.gather(drawn_graph.network.embedding)})
+    with TemporaryDirectory() as folder:  # its arrays are opened read-only
+        graph.save(f"{folder}/graph")
+        opened = InteractionGraph.open(f"{folder}/graph")
+        stored = LightGCN(**GRAPH_BASE).fit(opened, progress=False, ranks=ranks)
+    in_memory = LightGCN(**GRAPH_BASE).fit(graph, progress=False, ranks=ranks)
+    results["graph of a folder"] = torch.equal(stored.network.embedding, in_memory.network.embedding)
+    users, items = graph.interactions()
+    ids = {"user_ids": graph.users, "item_ids": graph.items}
+    mirrored = InteractionGraph.from_arrays(users, graph.n_items - 1 - items if ranks.is_first else items, **ids)
+    before = mirrored.neighbors.copy()
+    results["other edges"] = message_of(ValueError, LightGCN(**GRAPH_BASE).fit, mirrored, progress=False, ranks=ranks)
+    results["edges are unchanged"] = bool((mirrored.neighbors == before).all())
     other_graph = LightGCN(**GRAPH_BASE | {"reg_weight": 0.1 if ranks.is_first else 0.2})
     runner = build_graph_runner(other_graph, other_graph.build_network(graph), graph)
     results["other graph runner"] = message_of(ValueError, runner.join, ranks)
@@ -234,6 +281,8 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     with Ranks(DEVICE) as ranks:
+        ranks.gather(0)
+    with Ranks(DEVICE) as ranks:  # a process may have several groups, one after another
         results: dict[str, Any] = {"estimators": estimators(ranks)}
         for impl in ("fused", "autograd") if DEVICE == "cpu" else ("autograd",):
             results[impl] = {

@@ -84,13 +84,17 @@ def test_estimators(results: Any) -> None:
         assert r[name][0] == r[name][1], name
     assert r["partial_fit"] < 1e-5
     assert r["seed=None"] == r["graph, seed=None"] == 1, "the ranks have drawn different seeds"
-    assert r["stop"] == [1, 0]
+    assert r["stop"] == {"on_fit_start": [1, 0], "on_step_end": [1, 0], "on_checkpoint": [1, 0]}
     assert r["other data"].startswith("sessions is 90 on rank 0, and 50 on rank 1: give all ranks the same parameters")
     assert r["other parameters"].startswith("learning_rate is 0.1 on rank 0, and 0.2 on rank 1")
     assert r["few lanes"].startswith("1 lanes are too few for")
     for name, difference in {
         "validation on one rank": "has validation data is True on rank 0, and False on rank 1",
         "other folder": "out is 'folder-0' on rank 0, and 'folder-1' on rank 1",
+        "other ids": "vocabulary.ids is",
+        "other edges": "graph.offsets is",
+        "other step": "trained by the fused step is False on rank 0, and True on rank 1",
+        "other weights": "weights is",
         "other cutoffs": "cutoffs is (5, 20) on rank 0, and (20,) on rank 1",
         "other cutoffs of a graph": "cutoffs is (5, 20) on rank 0, and (20,) on rank 1",
         "runner with other learning rate": "lr of the optimizer is [0.1] on rank 0, and [0.05] on rank 1",
@@ -98,6 +102,7 @@ def test_estimators(results: Any) -> None:
         "runner with other loss": "logq is 0.5 on rank 0, and 0.0 on rank 1",
     }.items():
         assert r[name].startswith(difference), name
+    assert r["graph of a folder"] and r["edges are unchanged"]
     assert r["other graph runner"].startswith("reg_weight is 0.1 on rank 0, and 0.2 on rank 1")
 
 

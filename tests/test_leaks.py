@@ -9,7 +9,14 @@ import pytest
 import torch
 from graph_oracle import random_graph
 from markov import markov_store
-from memory_growth import growth, needs_plain_allocator, needs_statm, quick_garbage_collections, resident_bytes
+from memory_growth import (
+    growth,
+    in_new_process,
+    needs_plain_allocator,
+    needs_statm,
+    quick_garbage_collections,
+    resident_bytes,
+)
 from small_trainer import make_trainer
 
 from gru4rec_fast import ops
@@ -61,16 +68,24 @@ def growth_per_step(training_impl: str, after_block: Callable[[int], object] = l
     return growth(sizes.samples) / (trainer.position.step / n_epochs)
 
 
+class Leak:
+    """Keeps a tensor of 64 bytes for each event, so that a step of several events leaks more."""
+
+    def __init__(self) -> None:
+        self.tensors: list[torch.Tensor] = []
+
+    def __call__(self, n_events: int) -> None:
+        self.tensors.append(torch.ones(16 * n_events))
+
+
 @fused_and_slow_autograd
 def test_training_steps_do_not_leak(training_impl: str) -> None:
-    assert growth_per_step(training_impl) < BYTES_PER_STEP
+    assert in_new_process(growth_per_step, training_impl) < BYTES_PER_STEP
 
 
 @fused_and_slow_autograd
 def test_small_leak_in_training_is_detected(training_impl: str) -> None:
-    """Each event leaks a tensor of 64 bytes, so a step of several events leaks more."""
-    leaked: list[torch.Tensor] = []
-    assert growth_per_step(training_impl, lambda n: leaked.append(torch.ones(16 * n))) > 64 > BYTES_PER_STEP
+    assert in_new_process(growth_per_step, training_impl, Leak()) > 64 > BYTES_PER_STEP
 
 
 # Each of the functions `make_*_call` returns a function that calls native operators once.

@@ -7,7 +7,8 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -178,6 +179,7 @@ class Estimator(Parameters):
             runner = model._build_runner(train, has_validation=validation is not None)
             if ranks is not None:
                 runner.join(ranks)
+                model._check_equal_ids(ranks)
             trainer = build_trainer(
                 model,
                 runner,
@@ -191,6 +193,9 @@ class Estimator(Parameters):
             )
             if checkpoint is not None:
                 trainer.restore(checkpoint)
+                if ranks is not None:
+                    ranks.check_equal({"position of the checkpoint": asdict(trainer.position)})
+                    ranks.check_equal_networks(network, trainer.optimizer)
             trainer.folder.prepare()  # `run` does so, too; here an error leaves this model unchanged
             model.history = trainer.history
             model._is_fitting = True
@@ -270,6 +275,7 @@ class Estimator(Parameters):
             runner.position = TrainingPosition(epoch=n_earlier + 1, step=n_steps)
             if ranks is not None:
                 runner.join(ranks)
+                model._check_equal_ids(ranks)
             trainer = build_trainer(
                 model,
                 runner,
@@ -402,6 +408,11 @@ class Estimator(Parameters):
     def _training_id_arrays(self) -> dict[str, np.ndarray]:
         """Return what `_set_training_ids` stored, as numeric arrays for a checkpoint."""
         raise NotImplementedError
+
+    def _check_equal_ids(self, ranks: Ranks) -> None:
+        """Raise ValueError on every rank unless all have the same ids, and graph models the same edges."""
+        arrays = {name: np.ascontiguousarray(array).data for name, array in self._training_id_arrays().items()}
+        ranks.check_equal({name: blake2b(array, digest_size=8).hexdigest() for name, array in arrays.items()})
 
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         """Restore the ids from a checkpoint with the arrays of `_training_id_arrays`. Raises ValueError for damage."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class GraphEpochRunner:
         settings = {"batch_size": self.sampler.batch_size, "reg_weight": self.reg_weight}
         ranks.check_equal(self.data_identity | settings | {"only_needed": self.network.only_needed})
         ranks.check_equal_networks(self.network, self.optimizer)
+        ranks.check_equal({"position": asdict(self.position)})
         self.ranks = ranks
         for seeded in (self.network, self.sampler):
             seeded.restore_seed(ranks.from_first(seeded.seed))

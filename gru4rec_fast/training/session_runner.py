@@ -141,10 +141,11 @@ class SessionEpochRunner:
             )
         settings = {"batch_size": loader.n_lanes, "steps": loader.steps, "n_sample": self.n_sample}
         self.ranks, self.lanes = ranks, ranks.part(loader.n_lanes)
-        settings |= {"accumulate": self.accumulate, "trained by the fused step": self.why_not_fused is None}
+        settings |= {"accumulate": self.accumulate}
         loss = {name: value for name, value in vars(self.criterion).items() if not name.startswith("_")}
         ranks.check_equal(self.data_identity | settings | loss)
         ranks.check_equal_networks(self.network, self.optimizer)
+        ranks.check_equal({"position": asdict(self.position)})
         self.seed = ranks.from_first(self.seed)
         for seeded in (self.network, loader):
             seeded.restore_seed(ranks.from_first(seeded.seed))
@@ -273,6 +274,8 @@ class SessionEpochRunner:
     def _start_or_continue_epoch(self) -> FusedEpoch | CapturedEpoch | Iterator[SessionBlock]:
         """Return what runs the rest of the epoch: the fused step, or the blocks from which autograd trains."""
         reason = self.why_not_fused
+        if self.ranks is not None:  # the fused step and autograd exchange other tensors
+            self.ranks.check_equal({"trained by the fused step": reason is None})
         if reason and self.precision == "bf16":
             raise ValueError(f"precision='bf16' needs the fused training step, which cannot train this: {reason}")
         if self.hidden is None:

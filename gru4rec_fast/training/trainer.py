@@ -223,6 +223,7 @@ class Trainer:
     def _run(self, peak: PeakMemory) -> list[dict[str, Any]]:
         try:
             with deferred_interrupt() as interrupt, suppress(_TrainingStopped):
+                self._agree_to_stop(interrupt)
                 while not self._is_done:
                     position = self.position
                     self.progress.begin_epoch(
@@ -286,6 +287,7 @@ class Trainer:
         is_due = every is not None and self.position.step - self._saved_at_step >= every
         if is_due or self._is_stopped:
             self._save_last()
+            self._agree_to_stop(interrupt)  # rank 0 has called `on_checkpoint`
         if self._is_stopped:
             raise _TrainingStopped
         return None if every is None else every - (self.position.step - self._saved_at_step)
@@ -381,7 +383,11 @@ class Trainer:
         if interrupt.signal_number is None:
             return
         path = self._save_last()
-        advice = "nothing was saved: no out folder was given"
+        advice = (
+            "rank 0 has saved; resume with the same out folder"
+            if self._saves
+            else "nothing was saved: no out folder was given"
+        )
         if path is not None:
             advice = f"to continue from {path}, resume with the same out folder"
         message = f"training interrupted {self.position.describe()}; {advice}"
