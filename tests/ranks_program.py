@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -255,6 +256,17 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
         own = GRU4RecParameters(**BASE | (changed if ranks.is_first else {}))
         session_runner = build_session_runner(own, build_session_network(own, STORE.n_items), STORE)
         results[f"runner with other {name}"] = message_of(ValueError, session_runner.join, ranks)
+    same = GRU4RecParameters(**BASE)
+    session_runner = build_session_runner(same, build_session_network(same, STORE.n_items), STORE)
+    if ranks.is_first:
+        session_runner.optimizer.accumulator_and_velocity(session_runner.network.output_weight, 0)
+    results["runner with other accumulators"] = message_of(ValueError, session_runner.join, ranks)
+    with TemporaryDirectory() as folder, chdir(folder):  # a folder that each rank has of its own
+        model(n_epochs=1 if ranks.is_first else 2).fit(STORE, out="run", progress=False)
+        resumed = model(n_epochs=3)
+        results["other checkpoint"] = message_of(
+            ValueError, resumed.fit, STORE, out="run", resume=True, progress=False, ranks=ranks
+        )
     results["few lanes"] = message_of(ValueError, model(batch_size=1).fit, STORE, progress=False, ranks=ranks)
     torch.manual_seed(ranks.rank)
     drawn_graph = NGCF(**GRAPH_BASE | {"seed": None}).fit(graph, validation=test, progress=False, ranks=ranks)

@@ -99,6 +99,8 @@ def test_estimators(results: Any) -> None:
         "other cutoffs of a graph": "cutoffs is (5, 20) on rank 0, and (20,) on rank 1",
         "runner with other learning rate": "lr of the optimizer is [0.1] on rank 0, and [0.05] on rank 1",
         "runner with other layers": "gru.layers.0.weight_ih is 'torch.float32 [24, 8]' on rank 0, and",
+        "runner with other accumulators": "state of the optimizer is",
+        "other checkpoint": "position of the checkpoint is",
         "runner with other loss": "logq is 0.5 on rank 0, and 0.0 on rank 1",
     }.items():
         assert r[name].startswith(difference), name

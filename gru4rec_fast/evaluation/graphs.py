@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph
-from gru4rec_fast.distributed import Ranks, sum_of_bits
+from gru4rec_fast.distributed import Ranks, digest
 from gru4rec_fast.evaluation.batches import top_k_excluding
 from gru4rec_fast.evaluation.metrics import as_cutoffs
 from gru4rec_fast.evaluation.report import Report
@@ -81,7 +81,7 @@ def evaluate_graph(
         return list(_metrics_per_user(ranked.cpu(), [targets[user] for user in users], cutoffs, train.n_items))
 
     if ranks is not None:
-        settings = {"cutoffs": cutoffs, "users with test items": len(users), "embeddings": sum_of_bits(embeddings)}
+        settings = {"cutoffs": cutoffs, "users with test items": len(users), "embeddings": digest(embeddings)}
         ranks.check_equal(settings)
     first, end = (0, len(users)) if ranks is None else ranks.part(len(users))
     for start in range(first, end, batch_size):

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gru4rec_fast import ops
-from gru4rec_fast.distributed import Ranks, sum_of_bits
+from gru4rec_fast.distributed import Ranks, digest
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
 from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions
 from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties, ranks_from_counts
@@ -83,7 +83,7 @@ def evaluate_sessions(
         baseline_metrics["popularity"] = popularity_metrics(store, support, metrics.cutoffs, ties)
         baseline_metrics["random"] = random_metrics(store.n_items, metrics.cutoffs)
     if ranks is not None:
-        settings = {"cutoffs": metrics.cutoffs, "ties": ties, "batch_size": batch_size, "weights": sum_of_bits(weight)}
+        settings = {"cutoffs": metrics.cutoffs, "ties": ties, "batch_size": batch_size, "weights": digest(weight)}
         ranks.check_equal(settings | {"sessions": store.n_sessions, "events": store.n_events})
     per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
     n_short = store.n_short_sessions

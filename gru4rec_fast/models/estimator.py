@@ -7,8 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
-from hashlib import blake2b
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -18,7 +17,7 @@ import torch
 from gru4rec_fast import _version
 from gru4rec_fast._backend import build_info
 from gru4rec_fast._untrusted import brief, check_numbers, whole_numbers
-from gru4rec_fast.distributed import Ranks
+from gru4rec_fast.distributed import Ranks, digest
 from gru4rec_fast.evaluation.network import evaluation_view
 from gru4rec_fast.models.builders import build_trainer, find_device
 from gru4rec_fast.models.parameter_fields import Parameters
@@ -193,9 +192,6 @@ class Estimator(Parameters):
             )
             if checkpoint is not None:
                 trainer.restore(checkpoint)
-                if ranks is not None:
-                    ranks.check_equal({"position of the checkpoint": asdict(trainer.position)})
-                    ranks.check_equal_networks(network, trainer.optimizer)
             trainer.folder.prepare()  # `run` does so, too; here an error leaves this model unchanged
             model.history = trainer.history
             model._is_fitting = True
@@ -411,8 +407,7 @@ class Estimator(Parameters):
 
     def _check_equal_ids(self, ranks: Ranks) -> None:
         """Raise ValueError on every rank unless all have the same ids, and graph models the same edges."""
-        arrays = {name: np.ascontiguousarray(array).data for name, array in self._training_id_arrays().items()}
-        ranks.check_equal({name: blake2b(array, digest_size=8).hexdigest() for name, array in arrays.items()})
+        ranks.check_equal({name: digest(array) for name, array in self._training_id_arrays().items()})
 
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         """Restore the ids from a checkpoint with the arrays of `_training_id_arrays`. Raises ValueError for damage."""

@@ -68,10 +68,10 @@ class GraphEpochRunner:
         Raises:
             ValueError: the arguments differ between the ranks.
         """
-        settings = {"batch_size": self.sampler.batch_size, "reg_weight": self.reg_weight}
-        ranks.check_equal(self.data_identity | settings | {"only_needed": self.network.only_needed})
+        settings: dict[str, Any] = {"batch_size": self.sampler.batch_size, "reg_weight": self.reg_weight}
+        settings |= {"only_needed": self.network.only_needed, "position": asdict(self.position)}
+        ranks.check_equal(self.data_identity | settings)
         ranks.check_equal_networks(self.network, self.optimizer)
-        ranks.check_equal({"position": asdict(self.position)})
         self.ranks = ranks
         for seeded in (self.network, self.sampler):
             seeded.restore_seed(ranks.from_first(seeded.seed))

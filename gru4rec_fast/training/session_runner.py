@@ -140,12 +140,12 @@ class SessionEpochRunner:
                 f"{loader.n_lanes} lanes are too few for {ranks.size} ranks: increase batch_size, or use fewer ranks"
             )
         settings = {"batch_size": loader.n_lanes, "steps": loader.steps, "n_sample": self.n_sample}
-        self.ranks, self.lanes = ranks, ranks.part(loader.n_lanes)
-        settings |= {"accumulate": self.accumulate}
-        loss = {name: value for name, value in vars(self.criterion).items() if not name.startswith("_")}
+        settings |= {"accumulate": self.accumulate, "position": asdict(self.position)}
+        plain = bool | int | float | str | None
+        loss = {name: value for name, value in vars(self.criterion).items() if isinstance(value, plain)}
         ranks.check_equal(self.data_identity | settings | loss)
         ranks.check_equal_networks(self.network, self.optimizer)
-        ranks.check_equal({"position": asdict(self.position)})
+        self.ranks, self.lanes = ranks, ranks.part(loader.n_lanes)
         self.seed = ranks.from_first(self.seed)
         for seeded in (self.network, loader):
             seeded.restore_seed(ranks.from_first(seeded.seed))

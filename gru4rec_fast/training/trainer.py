@@ -425,6 +425,9 @@ class Trainer:
             raise CheckpointError(f"the checkpoint has a model but no training state; resume from {LAST_FILE}")
         with damage_as_checkpoint_error(checkpoint.path):
             self._restore(checkpoint)
+        if (ranks := self.runner.ranks) is not None:  # each rank has read a file of its own
+            ranks.check_equal({"position of the checkpoint": asdict(self.position)})
+            ranks.check_equal_networks(self.network, self.optimizer)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         progress = checkpoint.progress

@@ -59,7 +59,7 @@ class TripleSampler(Seeded):
         if len(users) == 0:
             raise ValueError("no triple can be drawn: every user of the graph has all items, or none")
         self._graph_tensors = offsets.to(device), neighbors.to(device), users.to(device)
-        # For each user of `users`: the number of interactions of those before it; None: users are drawn uniformly.
+        # For each of `users`, the number of interactions of the users before it; None: users are drawn uniformly.
         self._starts: Tensor | None = None
         if sample_by == "interactions":
             starts = torch.cat([degrees.new_zeros(1), degrees[users].cumsum(0)])
