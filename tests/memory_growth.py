@@ -5,13 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pytest
 
@@ -32,15 +29,6 @@ def quick_garbage_collections() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what the function returns in a new process, whose heap has no gaps that earlier tests have left.
-
-    New objects would fill the gaps, without a change of the resident size.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def resident_bytes() -> int:

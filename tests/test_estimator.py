@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import torch
 from markov import markov_store
-from memory_growth import in_new_process
 from safetensors.torch import load_file
+from training_memory import in_new_process, peak_of_a_training
 
 from gru4rec_fast import NGCF, GRU4Rec, LightGCN, _backend
 from gru4rec_fast.data import SessionStore, Vocabulary
@@ -365,15 +365,7 @@ def test_a_resumed_training_gives_the_same_bits_and_checks_the_checkpoint(tmp_pa
         small_model().fit(STORE, out=tmp_path / "elsewhere", resume=True)
 
 
-def peak_of_a_training() -> tuple[int, int]:
-    """Return the bytes of the recurrent weights, 48 MB, and the peak memory of a training."""
-    model = small_model(layers=[2000], batch_size=4).fit(markov_store(n_sessions=4), progress=False)
-    assert model.network is not None
-    return model.network.gru.layers[0].weight_hh.nbytes, model.peak_memory_bytes
-
-
 def test_peak_memory_counts_the_arrays_of_the_training():
-    # Earlier tests may have left memory that is freed or reused during the training.
     recurrent_weights, peak = in_new_process(peak_of_a_training)
     assert 2 * recurrent_weights < peak < 2**30  # the weights and their accumulator in Adagrad
 

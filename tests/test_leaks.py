@@ -8,19 +8,16 @@ from typing import Any
 import pytest
 import torch
 from graph_oracle import random_graph
-from markov import markov_store
 from memory_growth import (
     growth,
-    in_new_process,
     needs_plain_allocator,
     needs_statm,
     quick_garbage_collections,
     resident_bytes,
 )
-from small_trainer import make_trainer
+from training_memory import Leak, growth_per_step, in_new_process
 
 from gru4rec_fast import ops
-from gru4rec_fast.training.progress import SilentProgress
 
 pytestmark = [needs_statm, needs_plain_allocator, pytest.mark.usefixtures("native_library")]
 
@@ -28,54 +25,9 @@ BYTES_PER_STEP = 32  # no Python object that a step could leak takes less
 BYTES_PER_CALL = 256  # a leaked tensor takes more than 500 bytes, however small it is
 
 
-class ResidentSize(SilentProgress):
-    """Progress that records the resident size (memory of the process) after each epoch.
-
-    It calls `after_block(n_events)` after each block.
-    """
-
-    def __init__(self, after_block: Callable[[int], object]) -> None:
-        self.samples: list[int] = []
-        self._after_block = after_block
-
-    def advance(self, events: int, loss: float | None) -> None:
-        self._after_block(events)
-
-    def end_epoch(self, record: dict[str, Any]) -> None:
-        self.samples.append(resident_bytes())
-
-
-N_STEPS = {"fused": 100_000, "autograd": 6_000}  # fewer of the slower autograd steps
 fused_and_slow_autograd = pytest.mark.parametrize(
     "training_impl", ["fused", pytest.param("autograd", marks=pytest.mark.slow)]
 )
-
-
-def growth_per_step(training_impl: str, after_block: Callable[[int], object] = lambda _: None) -> float:
-    """Return by how many bytes each step of a small training increases the resident size."""
-    n_epochs, lanes, steps = 40, 4, N_STEPS[training_impl]
-    # A session has 4.5 targets on average. Counting 4 gives enough sessions for at least `steps` steps.
-    store = markov_store(n_sessions=lanes * steps // n_epochs // 4, n_items=50)
-    sizes = ResidentSize(after_block)
-    trainer = make_trainer(
-        store=store, layers=(8,), lanes=lanes, n_sample=8, dropout=0.1, momentum=0.1, n_epochs=n_epochs, progress=sizes,
-        fused=training_impl == "fused",
-    )  # fmt: skip
-    assert (trainer.runner.why_not_fused is None) == (training_impl == "fused")
-    with quick_garbage_collections():
-        trainer.run()
-    assert trainer.position.step >= steps and len(sizes.samples) == n_epochs
-    return growth(sizes.samples) / (trainer.position.step / n_epochs)
-
-
-class Leak:
-    """Keeps a tensor of 64 bytes for each event, so that a step of several events leaks more."""
-
-    def __init__(self) -> None:
-        self.tensors: list[torch.Tensor] = []
-
-    def __call__(self, n_events: int) -> None:
-        self.tensors.append(torch.ones(16 * n_events))
 
 
 @fused_and_slow_autograd
