@@ -28,6 +28,7 @@ from gru4rec_fast import NGCF, InteractionGraph, LightGCN, SessionStore
 from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.models import GRU4RecParameters, build_session_network, build_session_runner
 from gru4rec_fast.models.builders import build_graph_runner
+from gru4rec_fast.models.parameters import LANES
 from gru4rec_fast.training import GraphEpochRunner, SessionEpochRunner
 from gru4rec_fast.training.progress import make_progress
 
@@ -56,7 +57,12 @@ def make_runner(
             model = LightGCN(n_layers=3, **parameters)
         return build_graph_runner(model, model.build_network(data), data)
     p = GRU4RecParameters(
-        layers=(options.layers,), batch_size=options.batch_size, n_sample=options.n_sample, logq=1.0, seed=0
+        layers=(options.layers,),
+        batch_size=options.batch_size,
+        n_sample=options.n_sample,
+        lanes=options.lanes,
+        logq=1.0,
+        seed=0,
     )
     return build_session_runner(p, build_session_network(p, data.n_items), data)
 
@@ -103,7 +109,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         "processes": ranks.size,
         "layers": options.layers,
         "batch_size": options.batch_size,
-        **({} if is_graph else {"n_sample": options.n_sample}),
+        **({} if is_graph else {"n_sample": options.n_sample, "lanes": options.lanes}),
         "bytes_per_update": n_bytes,
         "alone_ms": alone_ms,
         "together_ms": together_ms,
@@ -133,6 +139,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=100, help="width of the layers")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--n-sample", type=int, default=2048)
+    parser.add_argument("--lanes", choices=LANES, default=LANES[0])
     parser.add_argument("--items", type=int, default=40_000)
     parser.add_argument("--sessions", type=int, default=300_000)
     parser.add_argument("--updates", type=int, default=30, help="updates in a turn")

@@ -41,6 +41,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "in-batch negatives": {"n_sample": 0},
     "float64": {"dtype": "float64"},
     "bf16": {"precision": "bf16"},
+    "independent lanes": {"lanes": "independent", "logq": 1.0},
+    "independent lanes, BPR-max": {"lanes": "independent", "loss": "bpr-max", "bptt": 3, "dropout_p_hidden": 0.3},
 }
 GRAPH = InteractionGraph.from_store(STORE)
 GRAPH_BASE = {"n_epochs": 2, "embedding_dim": 8, "batch_size": 8, "learning_rate": 0.01, "seed": 1, "device": DEVICE}
@@ -77,11 +79,40 @@ def train(runner: SessionEpochRunner) -> tuple[list[float], torch.Tensor]:
     return losses, torch.cat([weight.detach().cpu().double().flatten() for weight in runner.network.parameters()])
 
 
+def train_parts(parts: list[tuple[int, int]], **changed: Any) -> tuple[list[float], torch.Tensor]:
+    """Return what `train` returns, of a loop that adds up the losses of parts (first, end) of the lanes.
+
+    The in-batch negatives of a lane are the targets of its own part.
+    """
+    runner, losses = make_runner("autograd", **changed), []
+    network, loader, step = runner.network, runner.loader, 0
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        states = [network.initial_state(end - first) for first, end in parts]
+        for block in loader:
+            negatives, total = runner._draw_negatives(step, len(block.n_live)), torch.zeros((), device=DEVICE)
+            for i, (first, end) in enumerate(parts):
+                inputs, targets, reset = (t[:, first:end] for t in (block.inputs, block.targets, block.reset))
+                hidden, states[i] = network(inputs, states[i], reset, step=step, lanes=(first, loader.n_lanes))
+                total = total + runner.criterion(hidden, network.output_weight, network.output_bias, targets, negatives)
+            total.backward()
+            runner.optimizer.step()
+            runner.optimizer.zero_grad()
+            states = [[state.detach() for state in part] for part in states]
+            step += len(block.n_live)
+            losses.append(total.item())
+    return losses, torch.cat([weight.detach().cpu().double().flatten() for weight in network.parameters()])
+
+
 def compare(ranks: Ranks, impl: str, **changed: Any) -> dict[str, Any]:
     """Train by all ranks and by this process alone; return the largest differences."""
     runner = make_runner(impl, **changed)
     runner.join(ranks)
-    (losses, weights), (expected_losses, expected_weights) = train(runner), train(make_runner(impl, **changed))
+    losses, weights = train(runner)
+    if runner.independent_lanes:
+        expected_losses, expected_weights = train_parts(ranks.gather(runner.lanes), **changed)
+    else:
+        expected_losses, expected_weights = train(make_runner(impl, **changed))
     pairs = zip(losses, expected_losses, strict=True)
     return {
         "updates": len(losses),
@@ -267,6 +298,8 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
         results["other checkpoint"] = message_of(
             ValueError, resumed.fit, STORE, out="run", resume=True, progress=False, ranks=ranks
         )
+    no_negatives = model(lanes="independent", n_sample=0)
+    results["no negatives"] = message_of(ValueError, no_negatives.fit, STORE, progress=False, ranks=ranks)
     results["few lanes"] = message_of(ValueError, model(batch_size=1).fit, STORE, progress=False, ranks=ranks)
     torch.manual_seed(ranks.rank)
     drawn_graph = NGCF(**GRAPH_BASE | {"seed": None}).fit(graph, validation=test, progress=False, ranks=ranks)

@@ -88,6 +88,7 @@ def test_estimators(results: Any) -> None:
     assert r["other data"].startswith("sessions is 90 on rank 0, and 50 on rank 1: give all ranks the same parameters")
     assert r["other parameters"].startswith("learning_rate is 0.1 on rank 0, and 0.2 on rank 1")
     assert r["few lanes"].startswith("1 lanes are too few for")
+    assert r["no negatives"].startswith("independent lanes need n_sample > 0")
     for name, difference in {
         "validation on one rank": "has validation data is True on rank 0, and False on rank 1",
         "other folder": "out is 'folder-0' on rank 0, and 'folder-1' on rank 1",

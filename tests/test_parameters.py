@@ -107,7 +107,8 @@ def test_unknown_parameters_are_errors():
         LightGCN(layers=3)
     with pytest.raises(TypeError, match=r"GRU4Rec has no parameter 'depth'; help\(GRU4Rec\) lists them"):
         GRU4RecParameters.create({"depth": 3})
-    with pytest.raises(TypeError, match=r"has no parameters 'layer', 'los'; did you mean 'layers' or 'loss'\?"):
+    expected = r"has no parameters 'layer', 'los'; did you mean 'layers' or 'lanes' or 'loss'\?"
+    with pytest.raises(TypeError, match=expected):
         GRU4RecParameters.create({"layer": [100], "los": "bpr", "n_epochs": 1})
 
 

@@ -112,10 +112,10 @@ void bind_training(py::module_& m) {
       .def(py::init<at::Tensor, at::Tensor, OptionalTensor, at::Tensor, at::Tensor, at::Tensor>(), "items"_a,
            "offsets"_a, "order"_a, "lane_session"_a, "lane_position"_a, "cursor"_a);
   py::class_<ProcessShare>(m, "ProcessShare", "The lanes of one of several processes, and how sums are computed.")
-      .def(py::init([](int64_t first, int64_t n, const py::function& sum) {
-             return ProcessShare{{first, n}, call_python(sum)};
+      .def(py::init([](int64_t first, int64_t n, bool independent, const py::function& sum) {
+             return ProcessShare{{first, n}, independent, call_python(sum)};
            }),
-           "first"_a, "n"_a, "sum"_a);
+           "first"_a, "n"_a, "independent"_a, "sum"_a);
   const py::call_guard<py::gil_scoped_release> without_gil;  // other Python threads run meanwhile
   py::class_<FusedTrainingStep>(m, "FusedTrainingStep", "See gru4rec_fast/training/fused_step.py.")
       .def(py::init(&make_step), py::kw_only(), "embedding"_a, "one_hot"_a, "layers"_a, "output_weight"_a,

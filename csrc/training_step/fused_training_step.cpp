@@ -442,12 +442,13 @@ class StepImpl final : public FusedTrainingStep {
     const Lanes all{0, range.lanes};
     forward(block, all, x);
     begin_phase("loss");
+    const int64_t n_others = share_ != nullptr && share_->independent ? 0 : block.n_others;
     double sum = 0;
     for (int64_t t = 0; t < range.steps; ++t) {
       const int64_t row = t * range.lanes, width = output_.width();
       sum += output_.score(stack_.output() + row * width, block.targets + row, range.lanes,
-                           block.other_targets + t * block.n_others, block.n_others, block.negatives + t * block.n,
-                           block.n, loss_scale, grad + row * width, !single_step_);
+                           block.other_targets + t * block.n_others, n_others, block.negatives + t * block.n, block.n,
+                           loss_scale, grad + row * width, !single_step_);
     }
     begin_phase("backward");
     backward(block, all, grad);

@@ -45,9 +45,10 @@ struct Adagrad {
 };
 
 // The part of a training that this process computes, if several processes train copies of one network: some lanes of
-// each mini-batch. The other lanes' targets are negatives, as in one process.
+// each mini-batch. The targets of the other lanes are negatives, as in one process, unless `independent`.
 struct ProcessShare {
   Lanes lanes;
+  bool independent;
   // Replaces the elements of a tensor by their sums over all processes. All processes call it in the same order.
   std::function<void(const at::Tensor&)> sum;
 };

@@ -226,6 +226,7 @@ def build_session_runner(
         schedule=build_schedule(p, optimizer, has_validation),
         fused=p.fused,
         precision=p.precision,
+        independent_lanes=p.lanes == "independent",
         fingerprint=lambda: log_fingerprint(store),
         impl=p.impl,
     )

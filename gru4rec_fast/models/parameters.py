@@ -30,6 +30,7 @@ SAMPLING_UNITS = ("users", "interactions")
 DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "bf16")
 IMPLEMENTATIONS = ("auto", "native", "reference")
+LANES = ("joint", "independent")
 SESSION_METRICS = ("recall", "mrr", "ndcg", "map", "precision", "hitrate")
 GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")
 TRAINING_LOSS = "loss"
@@ -150,6 +151,14 @@ class GRU4RecParameters(Parameters):
         1, OPTIMIZER, "STEPS", "Time steps per block, through which the gradient is propagated back.", at_least(1)
     )
     accumulate: int = option(1, OPTIMIZER, "N", "Blocks of bptt steps per update of the weights.", at_least(1))
+    lanes: str = option(
+        "joint",
+        SAMPLING,
+        "NAME",
+        "In a training by several processes, a session's negatives are the targets of all sessions (joint), or of "
+        "those of its own process (independent, faster), in addition to the sampled ones.",
+        one_of(*LANES),
+    )
     gru_form: str = option(
         "reset_after",
         NETWORK,

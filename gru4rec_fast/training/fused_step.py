@@ -315,16 +315,19 @@ class FusedTrainingStep:
         seed: int,
         *,
         ranks: Ranks | None = None,
+        independent_lanes: bool = False,
     ) -> FusedEpoch:
         """Start an epoch at the current position of `loader`, with `n_sample` negatives per step from `sampler`.
 
-        ranks: the processes that train this network together; None: this process alone.
+        Args:
+            ranks: the processes that train this network together; None: this process alone.
+            independent_lanes: whether the in-batch negatives of a lane are the targets of its own process's lanes only.
 
         Raises:
             ValueError: the loader's blocks have another number of steps, or the lanes of one process only.
         """
         check_loader(loader, self.steps)
-        return FusedEpoch(self, loader, sampler, n_sample, seed, ranks)
+        return FusedEpoch(self, loader, sampler, n_sample, seed, ranks, independent_lanes)
 
     def _hyperparameters(self) -> dict[str, float]:
         if reason := why_not_options(self._optimizer):
@@ -392,12 +395,13 @@ class FusedEpoch:
         n_sample: int,
         seed: int,
         ranks: Ranks | None,
+        independent_lanes: bool,
     ) -> None:
         native = training_step._native
         self._share = None
         if ranks is not None:
             first, end = ranks.part(loader.n_lanes)
-            self._share = native.ProcessShare(first, end - first, ranks.sum_)
+            self._share = native.ProcessShare(first, end - first, independent_lanes, ranks.sum_)
         order, self._lane_state = loader.start_epoch()
         self.training_step, self._loader = training_step, loader
         self._batcher = native.SessionBatcher(loader.items, loader.offsets, order, *self._lane_state)

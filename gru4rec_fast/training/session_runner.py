@@ -72,6 +72,8 @@ class SessionEpochRunner:
         schedule: learning-rate schedule of `optimizer`; None: a constant learning rate.
         fused: True: train by the fused step if it can train the network. False: train by autograd.
         precision: "full" or "bf16", see `FusedTrainingStep`; "bf16" is an error if autograd has to train.
+        independent_lanes: after `join`, the in-batch negatives of a lane are the targets of its own process's lanes.
+            False: those of the lanes of all processes.
         fingerprint: function that returns a digest of the log, e.g. `lambda: log_fingerprint(store)`. It is called
             once, when the first checkpoint is written or resumed. None: a checkpoint of another log is detected only if
             the numbers of sessions, targets or items differ.
@@ -102,6 +104,7 @@ class SessionEpochRunner:
         schedule: Schedule | None = None,
         fused: bool = True,
         precision: str = "full",
+        independent_lanes: bool = False,
         fingerprint: Callable[[], str] | None = None,
         impl: str = "auto",
     ):
@@ -112,9 +115,14 @@ class SessionEpochRunner:
         check_loader(loader, loader.steps)
         if n_sample and sampler is None:
             raise ValueError(f"n_sample={n_sample} needs a sampler: ops.build_alias_table(support, alpha)")
+        if independent_lanes and not n_sample:
+            raise ValueError(
+                "independent lanes need n_sample > 0: a process with one session left would otherwise have no negatives"
+            )
         self.network, self.loader, self.criterion, self.optimizer = network, loader, criterion, optimizer
         self.sampler, self.n_sample, self.accumulate, self.seed = sampler, n_sample, accumulate, seed
         self.schedule, self.fused, self.precision = schedule, fused, precision
+        self.independent_lanes = independent_lanes
         self.impl = impl
         self.ranks: Ranks | None = None
         self.lanes = 0, loader.n_lanes
@@ -140,7 +148,8 @@ class SessionEpochRunner:
                 f"{loader.n_lanes} lanes are too few for {ranks.size} ranks: increase batch_size, or use fewer ranks"
             )
         settings = {"batch_size": loader.n_lanes, "steps": loader.steps, "n_sample": self.n_sample}
-        settings |= {"accumulate": self.accumulate, "position": asdict(self.position)}
+        settings |= {"accumulate": self.accumulate, "independent_lanes": self.independent_lanes}
+        settings |= {"position": asdict(self.position)}
         plain = bool | int | float | str | None
         loss = {name: value for name, value in vars(self.criterion).items() if isinstance(value, plain)}
         ranks.check_equal(self.data_identity | settings | loss)
@@ -344,7 +353,14 @@ class SessionEpochRunner:
             step = FusedTrainingStep(*modules, **options)
         if isinstance(step, CapturedTrainingStep):
             return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed)
-        return step.start_epoch(self.loader, self.sampler, self.n_sample, self.seed, ranks=self.ranks)
+        return step.start_epoch(
+            self.loader,
+            self.sampler,
+            self.n_sample,
+            self.seed,
+            ranks=self.ranks,
+            independent_lanes=self.independent_lanes,
+        )
 
     def _run_autograd(self, blocks: Iterator[SessionBlock]) -> tuple[int, bool]:
         """Make the next update by autograd; return the number of updates, 0 or 1, and whether the epoch is over."""
@@ -428,9 +444,14 @@ class SessionEpochRunner:
 
         With `lanes` (first, end), `output` has these lanes only.
         """
-        table = self.network.output_weight, self.network.output_bias
+        table, targets = (self.network.output_weight, self.network.output_bias), block.targets
+        n_live: list[int] | None = block.n_live
+        if self.ranks is not None and self.independent_lanes:
+            first, end = self.lanes
+            targets, n_live = targets[:, first:end], None
+            lanes = None if lanes is None else (lanes[0] - first, lanes[1] - first)
         with phase("loss"):
-            loss = self.criterion(output, *table, block.targets, negatives, n_live=block.n_live, lanes=lanes)
+            loss = self.criterion(output, *table, targets, negatives, n_live=n_live, lanes=lanes)
         with phase("backward"):
             (loss if self.accumulate == 1 else loss / self.accumulate).backward()
         return loss.detach()
