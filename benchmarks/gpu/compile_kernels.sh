@@ -5,7 +5,8 @@
 #     benchmarks/gpu/compile_kernels.sh FOLDER NUMBER    # NUMBER modulo the number of architectures chooses one
 #
 # The script writes the report of ptxas (registers, shared memory and spills of each kernel) to FOLDER/ptxas.txt. It
-# fails if a kernel does not compile or spills registers. It needs nvcc, but neither torch nor a GPU. .ci/run runs it.
+# fails if a kernel does not compile, spills registers, or has a stack frame (an array in local memory). It needs nvcc,
+# but neither torch nor a GPU. .ci/run runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$1
@@ -36,8 +37,8 @@ export -f compile
 export nvcc
 printf '%s\n' csrc/*/cuda.cu | xargs -P "$(nproc)" -I '{}' bash -c 'compile "$@"' - "$work" '{}' "${architectures[@]}"
 cat "$work"/*.txt >"$out/ptxas.txt"
-if grep -E '[1-9][0-9]* bytes spill' "$out/ptxas.txt"; then
-  echo "a kernel spills registers ($out/ptxas.txt)"
+if grep -E '[1-9][0-9]* bytes (stack frame|spill)' "$out/ptxas.txt"; then
+  echo "a kernel has a stack frame or spills registers ($out/ptxas.txt)"
   exit 1
 fi
-echo "$(grep -c '^# ' "$out/ptxas.txt") sources for compute capabilities ${capabilities[*]}, no register spills ($out/ptxas.txt)"
+echo "$(grep -c '^# ' "$out/ptxas.txt") sources for compute capabilities ${capabilities[*]}, no stack frames, no register spills ($out/ptxas.txt)"
