@@ -231,6 +231,16 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
         together.evaluate(HELD_OUT, cutoffs=(5, 20), batch_size=7).to_json(),
     ]
     few = markov_store(n_sessions=1, seed=2)  # fewer batches than ranks
+    options = {"cutoffs": (5, 20), "batch_size": 7, "beyond_accuracy": True, "per_session": True}
+    for targets, by, negatives in (
+        ("next", "popularity", None),
+        ("last", "length", 5),
+        ("remaining", "position", None),
+    ):
+        options |= {"targets": targets, "by": by, "negatives": negatives}
+        a, b = (together.evaluate(HELD_OUT, ranks=others, **options) for others in (ranks, None))
+        results[f"evaluate {targets}"] = [a.to_json(), b.to_json()]
+        results[f"values of {targets}"] = [report.per_session.sort("session").write_csv() for report in (a, b)]
     results["evaluate one session"] = [
         evaluate_sessions(together.network, few, ranks=ranks).to_json(),
         evaluate_sessions(together.network, few).to_json(),
@@ -247,6 +257,12 @@ def estimators(ranks: Ranks) -> dict[str, Any]:
         evaluate_graph(embeddings, graph, test, batch_size=4, ranks=ranks).to_json(),
         evaluate_graph(embeddings, graph, test, batch_size=4).to_json(),
     ]
+    options = {"batch_size": 4, "ties": "median", "beyond_accuracy": True, "per_user": True}
+    for by, negatives in (("popularity", None), ("length", 5)):
+        options |= {"by": by, "negatives": negatives}
+        a, b = (evaluate_graph(embeddings, graph, test, ranks=others, **options) for others in (ranks, None))
+        results[f"evaluate_graph by {by}"] = [a.to_json(), b.to_json()]
+        results[f"values of users by {by}"] = [report.per_session.write_csv() for report in (a, b)]
 
     torch.manual_seed(ranks.rank)
     drawn = model(seed=None, dropout_p_hidden=0.2).fit(STORE, progress=False, ranks=ranks)

@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 def test_evaluate_gives_the_metrics_of_train(folder: Path, tmp_path: Path, name: str, estimator: Any) -> None:
     report = read_json(folder / f"run_{name}" / "report.json")
     assert set(report["metrics"]) == {
-        f"{m}@{k}" for m in ("recall", "ndcg", "precision", "hitrate", "map") for k in (5, 20)
+        f"{m}@{k}" for m in ("recall", "mrr", "ndcg", "map", "precision", "hitrate") for k in (5, 20)
     }
     assert [epoch["epoch"] for epoch in report["epochs"]] == [1, 2, 3]
     train_graph = InteractionGraph.from_text(folder / "train.txt")
@@ -189,9 +189,9 @@ WRONG_COMMANDS = [
     ("train train.txt --model ngcf -ps layer_size=10", "did you mean 'layer_sizes'"),
     ("train train.txt --model lightgcn --layer-sizes 8", "LightGCN has no parameter 'layer_sizes'"),
     ("train train.txt --reg-weight 1", "GRU4Rec has no parameter 'reg_weight'"),
-    ("train none.txt --model ngcf --monitor mrr@20", "monitor='mrr@20': choose 'loss', or recall, ndcg"),
+    ("train none.txt --model ngcf --monitor auc@20", "monitor='auc@20': choose 'loss', or recall, mrr"),
     ("train none.txt --model ngcf", "none.txt: there is no such file"),
-    ("train none.txt --model ngcf --ties median", "--ties is for gru4rec"),
+    ("train none.txt --model ngcf --targets last", "--targets is for gru4rec"),
     ("train log.tsv --model ngcf", "give the name of the column of users by user_key=... (--user-key ...)"),
     ("train empty.txt --model ngcf", "empty.txt is empty"),
     ("train sessions/train --model ngcf", "train is no interaction graph: its meta.json states"),

@@ -310,3 +310,84 @@ def test_large_log_is_filtered_as_with_pandas(tmp_path: Path) -> None:
     items = store.vocabulary.ids[store.items].tolist()
     for session, start, end in zip(store.session_ids.tolist(), bounds, bounds[1:], strict=False):
         assert items[start:end] == ordered[session]
+
+
+def sessions_of(store: SessionStore) -> dict[object, list[object]]:
+    """Return the item ids of each session, by session id."""
+    items, bounds = store.vocabulary.ids[store.items].tolist(), store.offsets.tolist()
+    return {name: items[a:b] for name, a, b in zip(store.session_ids.tolist(), bounds, bounds[1:], strict=False)}
+
+
+def test_last_events_are_held_out(tmp_path: Path) -> None:
+    # Session 2 has two events. The last item of session 3 is in no training session.
+    sessions = {1: [5, 6, 7, 5], 2: [6, 7], 3: [7, 6, 9], 4: [5, 7, 6]}
+    rows = [(name, item, 10 * name + i) for name, items in sessions.items() for i, item in enumerate(items)]
+    stores = prepare(as_columns(rows), tmp_path / "p", split="last-event", validation_split=Split(last_event=True))
+    assert sessions_of(stores["train"]) == {1: [5, 6, 7], 2: [6, 7], 3: [7, 6], 4: [5, 7]}
+    assert sessions_of(stores["test"]) == {1: sessions[1], 4: sessions[4]}
+    assert sessions_of(stores["train_tr"]) == {1: [5, 6], 2: [6, 7], 3: [7, 6], 4: [5, 7]}
+    assert sessions_of(stores["train_valid"]) == {1: [5, 6, 7]}
+    assert stores["test"].meta["dropped"] == {"sessions_with_an_unseen_last_item": 1}
+    assert "dropped: 1 session with an unseen last item" in stores["test"].summary()
+    assert [store.meta.get("targets") for store in stores.values()] == [None, "last", None, "last"]
+    assert stores["train"].end_times.tolist() == [12, 21, 31, 41]
+    with pytest.raises(ValueError, match="no session is left in the part 'test'"):
+        prepare(as_columns([(1, 5, 0), (1, 6, 1)]), tmp_path / "q", split="last-event")
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4), st.integers(0, 30)), min_size=1, max_size=60))
+def test_leave_one_out_equals_the_oracle(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> None:
+    out = tmp_path_factory.mktemp("out") / "prepared"
+    sessions = {s.id: [e[2] for e in s.events] for s in apply_filters(group_by_session(rows), 1, 2, True, False)}
+    train = {name: items[:-1] if len(items) >= 3 else items for name, items in sessions.items()}
+    known = {item for items in train.values() for item in items}
+    test = {name: items for name, items in sessions.items() if len(items) >= 3 and items[-1] in known}
+    if not test:
+        with pytest.raises(ValueError, match="no session is left"):
+            prepare(as_columns(rows), out, split="last-event")
+        return
+    with tiny_batches():
+        stores = prepare(as_columns(rows), out, split="last-event")
+    assert sessions_of(stores["train"]) == train and sessions_of(stores["test"]) == test
+    assert stores["test"].vocabulary == stores["train"].vocabulary
+
+
+@pytest.mark.parametrize("unit, factor", [("s", 1), ("ms", 1000)])
+def test_windows_are_split_one_by_one(tmp_path: Path, unit: str, factor: int) -> None:
+    # Two sessions per day, of two events; session n ends at n / 2 days.
+    rows = [(n, 5 + i, (n * DAY // 2 - 1 + i) * factor) for n in range(1, 25) for i in range(2)]
+    split = Split(days=1, windows=3, window_days=3, time_unit=unit)
+    with tiny_batches():
+        stores = prepare(as_columns(rows), tmp_path / "p", split=split, validation_split="fraction=0.5")
+    assert list(stores) == [f"{name}_{i}{part}" for i in (1, 2, 3) for name, part in
+                            (("train", ""), ("test", ""), ("train", "_tr"), ("train", "_valid"))]  # fmt: skip
+    # The log ends at day 12. The windows are (3, 6], (6, 9] and (9, 12]; a session ends every half day.
+    for window, first in ((1, 7), (2, 13), (3, 19)):
+        assert sorted(sessions_of(stores[f"train_{window}"])) == list(range(first, first + 3))
+        assert sorted(sessions_of(stores[f"test_{window}"])) == list(range(first + 3, first + 6))
+        assert len(sessions_of(stores[f"train_{window}_valid"])) == 2
+    assert open_prepared(tmp_path / "p").keys() == stores.keys()
+    with pytest.raises(ValueError, match="no session is left in the part that is split into 'train_1' and 'test_1'"):
+        prepare(as_columns(rows), tmp_path / "p", split="last-day,windows=9,window-days=3")
+    with pytest.raises(ValueError, match="validation_split has windows"):
+        prepare(as_columns(rows), tmp_path / "p", split="last-day", validation_split=split)
+
+
+def test_windows_and_last_events_are_checked() -> None:
+    expected = Split(days=1, windows=5, window_days=30, time_unit="ms")
+    assert Split.parse("last-day,windows=5,window-days=30", "ms") == expected
+    assert Split.parse("last-event") == Split(last_event=True)
+    for text, message in (
+        ("last-day,windows=5", "give both windows"),
+        ("windows=5,window-days=3", "give one of days"),
+        ("last-day,windows=2.5,window-days=3", "windows=2.5: must be a whole number"),
+        ("last-day,windows=2,window-days=0", "window_days=0.0: must be positive"),
+        ("last-day,last-event", "give one of days"),
+        ("last-event=1", "choose last-day"),
+        ("days=1,days=2", "choose last-day"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Split.parse(text)
+    with pytest.raises(ValueError, match="time_unit='ms' has no effect on last_event=True"):
+        Split(last_event=True, time_unit="ms")

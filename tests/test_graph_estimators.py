@@ -583,7 +583,7 @@ def test_defaults_are_those_of_the_papers_and_parameters_are_arguments() -> None
         ({"reg_weight": -1}, ValueError, "reg_weight=-1"),
         ({"learning_rate": 0}, ValueError, "learning_rate=0.0: must be positive"),
         ({"sample_by": "items"}, ValueError, "sample_by='items': choose one of users, interactions"),
-        ({"monitor": "mrr@20"}, ValueError, "monitor='mrr@20': choose 'loss', or recall, ndcg"),
+        ({"monitor": "auc@20"}, ValueError, "monitor='auc@20': choose 'loss', or recall, mrr"),
         ({"monitor": "recall@0"}, ValueError, "monitor='recall@0': choose 'loss'"),
         ({"device": "abacus"}, ValueError, "device='abacus'"),
         ({"n_epochs": "x"}, TypeError, "n_epochs='x': must be a whole number"),

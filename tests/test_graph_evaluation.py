@@ -52,6 +52,7 @@ def metrics_by_definition(
             precisions = [sum(hits[: r + 1]) / (r + 1) for r in range(len(hits))]
             values = {
                 "recall": sum(hits) / len(targets),
+                "mrr": max((hit / (r + 1) for r, hit in enumerate(hits)), default=0.0),
                 "ndcg": sum(hit / math.log2(r + 2) for r, hit in enumerate(hits)) / ideal,
                 "precision": sum(hits) / k,
                 "hitrate": float(any(hits)),

@@ -1,13 +1,17 @@
-"""The code samples and commands of README.md and docs/cli.md run, and all linked files exist."""
+"""The code samples and commands of README.md, docs/cli.md and docs/evaluation.md run, and all linked files exist."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
-from run_cli import cli, write_logs
+from run_cli import SMALL, cli, write_logs
+
+from gru4rec_fast import GRU4Rec
+from gru4rec_fast.data.sessions.synthetic import markov_events
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 README = (CHECKOUT / "README.md").read_text()
@@ -100,6 +104,45 @@ def test_the_graph_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pyt
     for command in commands:
         ran = cli(*command, *(["--threads", "1"] if command[0] == "train" else []))
         assert ran.exit_code == 0, ran.stderr
+
+
+def test_the_examples_of_the_evaluation_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is run from the section on targets to that on baselines."""
+    monkeypatch.chdir(tmp_path)
+    write_logs(tmp_path)
+    events = markov_events(300, 40, seed=2)
+    events["Time"] = events["SessionId"] * 86_400 // 40 + events["Time"] % 1000  # a week and a half
+    rows = zip(*(column.tolist() for column in events.values()), strict=True)
+    Path("clicks.tsv").write_text("\n".join("\t".join(map(str, row)) for row in [tuple(events), *rows]))
+    for out, seed in (("run", "0"), ("other_run", "1")):
+        ran = cli("train", "train.tsv", "-ps", SMALL, "--seed", seed, "--out", out, "--threads", "1")
+        assert ran.exit_code == 0, ran.stderr
+    page = (CHECKOUT / "docs/evaluation.md").read_text()
+    (sections,) = re.findall(r"^## Targets.*?(?=^## Baselines)", page, re.DOTALL | re.MULTILINE)
+    printed = {}
+    for command in shown_commands(sections):
+        ran = cli(*command)
+        assert ran.exit_code == 0, ran.stderr
+        printed[" ".join(command)] = ran.stdout
+    assert len(printed) == 12
+    assert "targets (remaining)" in printed["evaluate run test.tsv --targets remaining --cutoffs 5,20"]
+    assert "windows/test_2" in printed["prepare clicks.tsv windows --split last-day,windows=2,window-days=3"]
+    assert "metrics by popularity" in printed["evaluate run test.tsv --by popularity"]
+    assert "coverage@10" in printed["evaluate run test.tsv --beyond-accuracy --cutoffs 10"]
+    (sampled,) = (output for command, output in printed.items() if "--negatives" in command)
+    assert "sampled: 20 negatives by popularity" in sampled
+    assert "p_value" in printed["compare first.parquet second.parquet --n-resamples 500"]
+    namespace: dict[str, Any] = {"GRU4Rec": GRU4Rec}
+    examples = blocks(sections, "python")
+    assert len(examples) == 6
+    for example in examples:
+        exec(compile(example, "docs/evaluation.md", "exec"), namespace)
+    # A store of a leave-one-out split is evaluated on its last events, also as validation data.
+    ran = cli("train", "last/train_tr", "--validation", "last/train_valid", "-ps", SMALL)
+    assert ran.exit_code == 0, ran.stderr
+    ran = cli("train", "last/train", "--test", "last/test", "-ps", SMALL, "--out", "last_run")
+    assert ran.exit_code == 0 and "targets (last)" in ran.stdout, ran.stderr
+    assert "leave-one-out split" in cli("evaluate", "last_run", "last/test", "--targets", "next").error_line
 
 
 @pytest.mark.parametrize("name", ["install-and-demo", "install-and-test"])

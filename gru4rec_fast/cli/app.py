@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from gru4rec_fast import __version__
+from gru4rec_fast.cli.compare import compare
 from gru4rec_fast.cli.demo import demo
 from gru4rec_fast.cli.evaluate import evaluate
 from gru4rec_fast.cli.info import info
@@ -68,7 +69,7 @@ def _with_torch(command: Callable[..., None]) -> Callable[..., None]:
 
 
 app = typer.Typer(name=PROGRAM, add_completion=False, rich_markup_mode="rich")
-for command in (demo, prepare, train, evaluate, recommend, info):
+for command in (demo, prepare, train, evaluate, compare, recommend, info):
     # A docstring is the help of its command. Typer would keep its line breaks, so each paragraph becomes one line.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     app.command(help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))(_with_torch(command))

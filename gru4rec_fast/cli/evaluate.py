@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +32,14 @@ def evaluate(
     batch_size: Annotated[
         int, typer.Option(help="Sessions or users that are processed in parallel.", rich_help_panel="Evaluation")
     ] = 512,
+    per_session: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the metrics of each session, or user, to a .parquet or .tsv file, for compare.",
+            rich_help_panel="Evaluation",
+        ),
+    ] = None,
     runtime: RuntimeOptions,
     json_file: JsonFile = None,
     log_format: LogFormat,
@@ -48,26 +55,31 @@ def evaluate(
 
     Example: gru4rec-fast evaluate run test.tsv --cutoffs 20,5 --baselines
     """
+    from gru4rec_fast.evaluation.significance import check_suffix, write_values
     from gru4rec_fast.models import GRU4Rec
 
     evaluation.session_arguments()  # raises an error for a wrong option before the model is loaded
-    make_parent_folders(json_file)
+    if per_session is not None:
+        check_suffix(per_session)
+    make_parent_folders(json_file, per_session)
     loaded = load_model(model, runtime)
     refuse_unused_options(log_format, not isinstance(loaded, GRU4Rec), test)
     report: Report
     with join_ranks(loaded.device) as ranks:
         if isinstance(loaded, GRU4Rec):
             sessions = open_sessions(test, log_format, loaded.vocabulary)
-            arguments = evaluation.session_arguments()
+            arguments = evaluation.session_arguments() | {"per_session": per_session is not None}
             report = loaded.evaluate(sessions, batch_size=batch_size, ranks=ranks, **arguments)
         else:
-            arguments = evaluation.graph_arguments()
+            arguments = evaluation.graph_arguments() | {"per_user": per_session is not None}
             interactions = open_interactions(test, log_format, loaded.graph)
             report = loaded.evaluate(interactions, batch_size=batch_size, ranks=ranks, **arguments)
     if not is_first_rank():
         return
     print(report.table())
+    if per_session is not None and report.per_session is not None:
+        write_values(report.per_session, per_session)
     if json_file is not None:
         from gru4rec_fast import build_info
 
-        write_json(json_file, {"model": str(model), "test": str(test), **asdict(report), "build": build_info()})
+        write_json(json_file, {"model": str(model), "test": str(test), **report.to_dict(), "build": build_info()})

@@ -81,29 +81,70 @@ class EvaluationOptions:
 
     cutoffs: Annotated[str, _evaluation_option(metavar="K,K,...", help="Cut-offs k of the metrics.")] = "20"
     ties: Annotated[
-        str,
+        str | None,
         _evaluation_option(
             metavar="MODE",
             help="Rank of a target among items of the same score: last (conservative), first (standard) or in the "
-            "middle (median).",
+            "middle (median). Default: conservative; graph models: by item.",
         ),
-    ] = "conservative"
+    ] = None
+    targets: Annotated[
+        str | None,
+        _evaluation_option(
+            metavar="next|last|remaining",
+            help="What is ranked after an event: the next item, the last item of the session, or all items that follow "
+            "(gru4rec).",
+        ),
+    ] = None
+    by: Annotated[
+        str | None,
+        _evaluation_option(
+            metavar="popularity|length|position",
+            help="Also show the metrics by popularity of the target, length of the session or position in it.",
+        ),
+    ] = None
+    beyond_accuracy: Annotated[
+        bool,
+        _evaluation_option(
+            "--beyond-accuracy", help="Also show coverage, popularity, Gini, entropy and tail of what is recommended."
+        ),
+    ] = False
+    negatives: Annotated[
+        int | None,
+        _evaluation_option(metavar="N", help="Rank among N random items only, to compare with papers that did so."),
+    ] = None
+    negatives_by: Annotated[
+        str, _evaluation_option(metavar="uniform|popularity", help="How these items are drawn.")
+    ] = "uniform"
+    negatives_seed: Annotated[int, _evaluation_option(metavar="N", help="Seed of these items.")] = 0
     baselines: Annotated[bool, _evaluation_option("--baselines", help="Also rank by popularity and randomly.")] = False
 
     def session_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `GRU4Rec.evaluate`; ValueError for a wrong option."""
-        from gru4rec_fast.evaluation import Ties
-
-        if self.ties not in get_args(Ties):
-            raise ValueError(f"--ties {self.ties}: choose one of {', '.join(get_args(Ties))}")
-        return {"cutoffs": self._parse_cutoffs(), "ties": self.ties, "baselines": self.baselines}
+        arguments = self._arguments() | {"targets": self.targets, "baselines": self.baselines}
+        return arguments | {"ties": self.ties or "conservative"}
 
     def graph_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `evaluate` of graph models; ValueError for an option that only GRU4Rec has."""
         for flag in given_options(self):
-            if flag != "--cutoffs":
-                raise ValueError(f"{flag} is for gru4rec; graph models have no baselines and rank equal scores by item")
-        return {"cutoffs": self._parse_cutoffs()}
+            if flag in ("--targets", "--baselines"):
+                raise ValueError(f"{flag} is for gru4rec; graph models have no baselines, and rank all test items")
+        return self._arguments()
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of all models; ValueError for a wrong option."""
+        from gru4rec_fast.evaluation import By, NegativesBy, Targets, Ties
+
+        choices = {"ties": Ties, "targets": Targets, "by": By, "negatives_by": NegativesBy}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value is not None and value not in get_args(allowed):
+                raise ValueError(f"{_flag(name)} {value}: choose one of {', '.join(get_args(allowed))}")
+        if self.negatives is None and (self.negatives_by, self.negatives_seed) != ("uniform", 0):
+            raise ValueError("--negatives-by and --negatives-seed are for --negatives: give it, or leave them out")
+        names = ("ties", "by", "beyond_accuracy", "negatives", "negatives_by")
+        arguments = {name: getattr(self, name) for name in names}
+        return {"cutoffs": self._parse_cutoffs(), **arguments, "seed": self.negatives_seed}
 
     def _parse_cutoffs(self) -> tuple[int, ...]:
         """Return the cut-offs as integers in ascending order; ValueError for a wrong option."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -39,11 +40,18 @@ def prepare(
         bool, _filter_option(help="Keep one of consecutive events with the same item in a session.")
     ] = False,
     split: Annotated[
-        str | None, _split_option(metavar="last-day|days=N|fraction=F", help="Sessions to hold out for testing.")
+        str | None,
+        _split_option(
+            metavar="last-day|days=N|fraction=F|last-event",
+            help="Sessions to hold out for testing, or the last event of each session. "
+            "last-day,windows=K,window-days=D cuts the log into windows first and splits each of them.",
+        ),
     ] = None,
     validation_split: Annotated[
         str | None,
-        _split_option(metavar="last-day|days=N|fraction=F", help="Training sessions to hold out for validation."),
+        _split_option(
+            metavar="last-day|days=N|fraction=F|last-event", help="Training sessions to hold out for validation."
+        ),
     ] = None,
     time_unit: Annotated[str, _split_option(metavar="s|ms|us|ns", help="Unit of times that are numbers.")] = "s",
     interactions: Annotated[
@@ -61,7 +69,8 @@ def prepare(
 
     The log may be larger than memory. OUT_DIR/train is always written, and OUT_DIR/test with --split. With
     --validation-split the training sessions are also written in two parts, OUT_DIR/train_tr to train on and
-    OUT_DIR/train_valid to validate on. Training memory-maps these folders.
+    OUT_DIR/train_valid to validate on. Training memory-maps these folders. With windows, the names have the number of
+    the window: OUT_DIR/train_1, OUT_DIR/test_1 and so on.
 
     Several processes read a folder of parts together by: torchrun --nproc-per-node 4 -m gru4rec_fast prepare LOG ...
 
@@ -90,12 +99,9 @@ def prepare(
         return
     if seed != 0:
         raise ValueError("--seed is for --interactions: sessions are held out by time, not at random")
-    # Only a split by days has a time unit.
-    splits = [
-        None if text is None else data.Split.parse(text, "s" if text.startswith("fraction") else time_unit)
-        for text in (split, validation_split)
-    ]
-    if time_unit != "s" and not any(split and split.days for split in splits):
+    splits = [None if text is None else data.Split.parse(text) for text in (split, validation_split)]
+    splits = [replace(split, time_unit=time_unit) if split and split.uses_time_unit else split for split in splits]
+    if time_unit != "s" and not any(split and split.uses_time_unit for split in splits):
         raise ValueError("--time-unit is for splits by days: give --split last-day or days=N, or leave it out")
     with join_ranks("cpu") as ranks, row_counter(source.name) as progress:
         stores = data.prepare(
@@ -113,7 +119,7 @@ def prepare(
         )
     if not is_first_rank():
         return
-    if notes := reading_notes(stores["train"].meta):
+    if notes := reading_notes(next(iter(stores.values())).meta):
         print_note("\n".join([f"{source}:", *notes]))
     for name, store in stores.items():
         print(f"{out_dir / name}: {store.summary(notes=False)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -215,6 +214,6 @@ def _report_content(model: Model, selected: Model, logs: dict[str, Any], evaluat
         # Without an evaluation, `report` returns the metrics of the last validation. Take those of the selected model.
         "metrics": selected.report(evaluation)["metrics"],
         "model_of_epoch": len(selected.history),
-        "evaluation": None if evaluation is None else asdict(evaluation),
+        "evaluation": None if evaluation is None else evaluation.to_dict(),
         "data": data,
     }

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 _CHUNK_EVENTS = 1 << 22  # events counted at a time, since np.bincount copies them to int64
 
 
-def count_targets(store: SessionStore) -> np.ndarray:
-    """Return how often each item is a target, int64 [n_items]. Every event except a session's first is a target."""
+def count_targets(store: SessionStore, *, only_last: bool = False) -> np.ndarray:
+    """Return how often each item is a target, int64 [n_items].
+
+    Every event except a session's first is a target or, with `only_last`, the last event of a session of two or more.
+    """
+    if only_last:
+        ends = store.offsets[1:][np.diff(store.offsets) > 1]
+        return np.bincount(store.items[ends - 1], minlength=store.n_items)
     counts = np.zeros(store.n_items, np.int64)
     for start in range(0, store.n_events, _CHUNK_EVENTS):
         counts += np.bincount(store.items[start : start + _CHUNK_EVENTS], minlength=store.n_items)
@@ -27,7 +33,12 @@ def count_targets(store: SessionStore) -> np.ndarray:
 
 
 def popularity_metrics(
-    store: SessionStore, support: ArrayLike, cutoffs: int | Iterable[int] = (20,), ties: Ties = "conservative"
+    store: SessionStore,
+    support: ArrayLike,
+    cutoffs: int | Iterable[int] = (20,),
+    ties: Ties = "conservative",
+    *,
+    only_last: bool = False,
 ) -> dict[str, float]:
     """Return the metrics of ranking items by their support, the number of their occurrences in the training log.
 
@@ -35,6 +46,7 @@ def popularity_metrics(
         store: the test sessions.
         support: int [n_items], `SessionStore.support` of the training store.
         cutoffs, ties: see `evaluate_sessions`.
+        only_last: whether only the last event of each session is a target, as with targets="last".
 
     Raises:
         ValueError: support does not have one value per item of the store, or the store has no target.
@@ -48,7 +60,7 @@ def popularity_metrics(
     greater = torch.from_numpy(store.n_items - n_lower_or_equal)
     equal = torch.from_numpy(n_lower_or_equal - n_lower - 1)
     metrics = RankMetrics(cutoffs)
-    metrics.update(ranks_from_counts(greater, equal, ties), torch.from_numpy(count_targets(store)))
+    metrics.update(ranks_from_counts(greater, equal, ties), torch.from_numpy(count_targets(store, only_last=only_last)))
     return metrics.compute()
 
 

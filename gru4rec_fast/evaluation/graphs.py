@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,16 @@ from torch import Tensor
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.distributed import Ranks, digest
 from gru4rec_fast.evaluation.batches import top_k_excluding
-from gru4rec_fast.evaluation.metrics import as_cutoffs
+from gru4rec_fast.evaluation.beyond_accuracy import RecommendationCounts
+from gru4rec_fast.evaluation.groups import By, check_by, group_label, groups_of, hits_by_popularity
+from gru4rec_fast.evaluation.lists import Block, complete_lists, find_hits
+from gru4rec_fast.evaluation.metrics import METRICS, Ties, as_cutoffs, check_ties, metrics_per_ranking
+from gru4rec_fast.evaluation.negatives import NegativeSampler, NegativesBy, sampled_lists
 from gru4rec_fast.evaluation.report import Report
 from gru4rec_fast.profiling import map_parts
 
-GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")
+GRAPH_METRICS = METRICS
+_ALL = -1  # the number of the group of all users
 
 
 @torch.no_grad()
@@ -27,30 +33,44 @@ def evaluate_graph(
     test: InteractionGraph,
     *,
     cutoffs: int | Iterable[int] = (20,),
+    ties: Ties | None = None,
     batch_size: int = 1024,
+    by: By | None = None,
+    beyond_accuracy: bool = False,
+    negatives: int | None = None,
+    negatives_by: NegativesBy = "uniform",
+    seed: int = 0,
+    per_user: bool = False,
     impl: str = "auto",
     ranks: Ranks | None = None,
 ) -> Report:
     """Rank, for each test user, all items that the user does not have in training, by dot product.
 
-    Metrics are means over users. Let n be the number of the user's test items that are not training items, and h_r = 1
-    if the item at rank r is one of these n items, else 0:
-
-        recall@k = (h_1 + ... + h_k) / n      precision@k = (h_1 + ... + h_k) / k      hitrate@k = max(h_1, ..., h_k)
-        ndcg@k = sum_r h_r / log2(r + 1), divided by its largest value, sum of 1 / log2(r + 1) over r <= min(n, k)
-        map@k = sum_r h_r precision@r / min(n, k)
-
-    NDCG is the DCG divided by the DCG of a ranking that starts with all test items. Some older code divides by the DCG
-    of the hits moved to the first ranks instead, which gives larger values. Items with the same score are ranked by
-    item index.
+    Metrics are means over users; `metrics_per_ranking` has the definitions. The relevant items of a user are the test
+    items that are not training items. Some older code divides DCG by the DCG of the hits moved to the first ranks,
+    which gives larger values of NDCG.
 
     Args:
         embeddings: final embeddings, float32 or float64 [n_nodes, D], users before items.
         train: the training graph.
         test: the test graph, with the same user and item indices; read it with `like=train`.
-        cutoffs: the values of k, or a single one; if fewer than k items can be ranked for a user, h_r is 0 at the
-            missing ranks.
+        cutoffs: the values of k, or a single one; if fewer than k items can be ranked for a user, the missing ranks
+            count as irrelevant items.
+        ties: the rank of a relevant item among items of the same score: "standard", "conservative" or "median", see
+            `lists.find_hits`. None: items with the same score are ranked by item index.
         batch_size: number of users whose items are ranked together.
+        by: add a table of the metrics by group to the report. "popularity": by the number of training users of the
+            relevant items, of which only those of the group count as relevant in it. "length": by the number of the
+            user's training items.
+        beyond_accuracy: add coverage, popularity, Gini, entropy and tail of the first k items of all users to the
+            report, see `beyond_accuracy`. The lists are of all unseen items, also with `negatives`.
+        negatives: rank the relevant items of a user among this number of random items only, which the user has neither
+            in training nor in test. None: among all unseen items. Metrics of samples must not be compared with others,
+            and may order models differently (Krichene & Rendle, KDD 2020).
+        negatives_by: "uniform" or "popularity" (in proportion to the number of training users).
+        seed: seed of the negatives.
+        per_user: add the metrics of each user to the report, as a polars.DataFrame with the columns "user" (id, as
+            text), "n_rankings" (1) and the metrics.
         impl: "auto", "native" or "reference", for the ranking.
         ranks: share out the users among these processes. Each one must call this function with the same arguments, and
             returns the same report as one process.
@@ -60,6 +80,9 @@ def evaluate_graph(
             rank, or a score is NaN.
     """
     cutoffs = as_cutoffs(cutoffs)
+    if ties is not None:
+        check_ties(ties)
+    check_by(by, ("popularity", "length"))
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     if test.users != train.users or test.items != train.items:
@@ -71,34 +94,110 @@ def evaluate_graph(
     if not users:
         raise ValueError("no user has a test item that is not among their training items: there is nothing to rank")
     user_table, item_table = embeddings[: train.n_users], embeddings[train.n_users :].contiguous()
-    n_ranks = min(cutoffs[-1], train.n_items)
-    values: dict[str, list[float]] = {}
+    support = np.diff(train.offsets[train.n_users :])
+    sampler = None if negatives is None else NegativeSampler(negatives, negatives_by, support, seed)
+    recommended = RecommendationCounts(cutoffs, train.n_items) if beyond_accuracy else None
+    ranked_users: list[int] = []
+    values: dict[int, dict[str, list[float]]] = {}  # values of each metric by group; _ALL: in the order of ranked_users
 
-    def measure(users: np.ndarray) -> list[tuple[str, Tensor]]:
-        queries = user_table[torch.tensor(users, device=embeddings.device)]
+    def search(users: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+        """Return scores and items of the best unseen items of some users."""
+        queries = user_table[torch.from_numpy(users).to(embeddings.device)]
         seen = [train.items_of(user) for user in users]
-        _, ranked = top_k_excluding(queries, item_table, None, n_ranks, seen, impl=impl)
-        return list(_metrics_per_user(ranked.cpu(), [targets[user] for user in users], cutoffs, train.n_items))
+        return top_k_excluding(queries, item_table, None, min(length, train.n_items), seen, impl=impl)
+
+    def find_lists(users: np.ndarray) -> Iterable[Block]:
+        """Return blocks of users with the scores and items of their lists."""
+        if sampler is not None:
+            relevant = [targets[user] for user in users]
+            excluded = [np.union1d(train.items_of(user), targets[user]) for user in users]
+            queries = user_table[torch.from_numpy(users).to(embeddings.device)]
+            return [(users, *sampled_lists(queries, item_table, None, relevant, sampler.draw(users, excluded)))]
+        if ties is not None:
+            return complete_lists(search, users, cutoffs[-1], train.n_items)
+        scores, items = search(users, cutoffs[-1])
+        return [(users, scores.cpu().numpy(), items.cpu().numpy())]
+
+    def measure(users: np.ndarray) -> list[tuple[np.ndarray, dict[int, dict[str, np.ndarray]], np.ndarray]]:
+        """Return blocks of n users with their metrics [n], by group, and the items recommended to them, [n, length]."""
+        measured = []
+        for own, scores, items in find_lists(users):
+            relevant = [targets[user] for user in own]
+            groups = {_ALL: find_hits(scores, items, relevant, train.n_items, ties)}
+            if by == "popularity":
+                groups |= dict(hits_by_popularity(scores, items, relevant, support, train.n_items, ties))
+            if recommended is not None and sampler is not None:
+                items = search(own, cutoffs[-1])[1].cpu().numpy()
+            metrics = {group: metrics_per_ranking(hits, cutoffs) for group, hits in groups.items()}
+            measured.append((own, metrics, items))
+        return measured
 
     if ranks is not None:
-        settings = {"cutoffs": cutoffs, "users with test items": len(users), "embeddings": digest(embeddings)}
+        settings: dict[str, Any] = {"cutoffs": cutoffs, "users with test items": len(users)}
+        settings |= {"ties": ties, "by": by, "beyond_accuracy": beyond_accuracy, "per_user": per_user}
+        settings |= {"negatives": sampler and (sampler.description, seed), "embeddings": digest(embeddings)}
         ranks.check_equal(settings)
     first, end = (0, len(users)) if ranks is None else ranks.part(len(users))
     for start in range(first, end, batch_size):
         batch = np.array(users[start : min(start + batch_size, end)])
-        for name, value in chain.from_iterable(map_parts("the evaluation", batch, measure)):
-            values.setdefault(name, []).extend(value.tolist())
+        for own, metrics_by_group, items in chain.from_iterable(map_parts("the evaluation", batch, measure)):
+            ranked_users += own.tolist()
+            for group, metrics in metrics_by_group.items():
+                of_group = values.setdefault(group, {})
+                for name, value in metrics.items():
+                    of_group.setdefault(name, []).extend(value.tolist())
+            if recommended is not None:
+                recommended.add(items)
     if ranks is not None:
-        parts = ranks.gather(values)
-        # The part of the last rank has at least one user, so it has all names.
-        values = {name: [value for part in parts for value in part.get(name, ())] for name in parts[-1]}
-    # An exact sum over all users, so that no bit depends on the batch size.
-    metrics = {name: math.fsum(user_values) / len(users) for name, user_values in values.items()}
+        parts = ranks.gather((ranked_users, values))
+        ranked_users = [user for users, _ in parts for user in users]
+        names = [*parts[-1][1][_ALL]]  # the part of the last rank has at least one user
+        values = {
+            group: {
+                name: [value for _, part in parts if group in part for value in part[group][name]] for name in names
+            }
+            for group in {group for _, part in parts for group in part}
+        }
+    fields: dict[str, Any] = {}
+    if by == "length":
+        own_group = groups_of(np.diff(train.offsets)[ranked_users], by)
+        for group in np.unique(own_group).tolist():
+            members = np.flatnonzero(own_group == group).tolist()
+            values[group] = {name: [of_all[i] for i in members] for name, of_all in values[_ALL].items()}
+    if by is not None:
+        fields["groups"] = {
+            group_label(group, by): _means(values[group]) | {"n": len(values[group][f"recall@{cutoffs[0]}"])}
+            for group in sorted(values)
+            if group != _ALL
+        }
+    if recommended is not None:
+        recommended.sum_over(ranks)
+        fields["beyond_accuracy"] = recommended.metrics(support)
+    if per_user:
+        import polars
+
+        ids = [str(user) for user in train.users.ids[ranked_users].tolist()]
+        fields["per_session"] = polars.DataFrame({"user": ids, "n_rankings": [1] * len(ids)} | values[_ALL])
     n_targets = sum(map(len, targets))
     dropped = {reason: n for reason, n in test.meta.get("dropped", {}).items() if n}
     if n_targets < test.n_edges:
         dropped["interactions_already_in_training"] = test.n_edges - n_targets
-    return Report(metrics, n_targets, train.n_items, n_users=len(users), dropped=dropped)
+    return Report(
+        _means(values[_ALL]),
+        n_targets,
+        train.n_items,
+        n_users=len(users),
+        ties=ties,
+        dropped=dropped,
+        sampled=None if sampler is None else sampler.description,
+        by=by,
+        **fields,
+    )
+
+
+def _means(values: dict[str, list[float]]) -> dict[str, float]:
+    """Return the mean of each metric. The sums are exact, so that no bit depends on the batch size."""
+    return {name: math.fsum(of_users) / len(of_users) for name, of_users in values.items()}
 
 
 def _unseen_test_items(train: InteractionGraph, test: InteractionGraph) -> list[np.ndarray]:
@@ -111,32 +210,3 @@ def _unseen_test_items(train: InteractionGraph, test: InteractionGraph) -> list[
     is_unseen = trained_keys[index] != keys
     bounds = np.searchsorted(users[is_unseen], np.arange(1, train.n_users))
     return np.split(items[is_unseen], bounds)
-
-
-def _metrics_per_user(
-    ranked: Tensor, targets: list[np.ndarray], cutoffs: tuple[int, ...], n_items: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each metric and its values for U users, float64 [U].
-
-    Args:
-        ranked: int64 [U, n_ranks], the items of each user from the highest score down; -1: no item is left.
-        targets: the test items of each user, in ascending order.
-    """
-    n_targets = torch.tensor([len(items) for items in targets])
-    # One key per (user, target), in ascending order. A ranked item is a hit if its key is among these keys. The
-    # item -1 gets a key that no target has.
-    keys = torch.from_numpy(np.concatenate(targets)) + torch.repeat_interleave(n_targets) * (n_items + 1)
-    ranked_keys = torch.where(ranked < 0, n_items, ranked) + torch.arange(len(targets))[:, None] * (n_items + 1)
-    hits = (keys[torch.searchsorted(keys, ranked_keys).clamp(max=len(keys) - 1)] == ranked_keys).double()
-    rank = torch.arange(1, ranked.shape[1] + 1, dtype=torch.float64)
-    discount = 1 / torch.log2(rank + 1)
-    n_hits, dcg = hits.cumsum(1), (hits * discount).cumsum(1)
-    sum_of_precisions = (hits * n_hits / rank).cumsum(1)
-    for k in cutoffs:
-        column = min(k, ranked.shape[1]) - 1
-        max_hits = n_targets.clamp(max=k)
-        yield f"recall@{k}", n_hits[:, column] / n_targets
-        yield f"ndcg@{k}", dcg[:, column] / discount.cumsum(0)[max_hits - 1]
-        yield f"precision@{k}", n_hits[:, column] / k
-        yield f"hitrate@{k}", (n_hits[:, column] > 0).double()
-        yield f"map@{k}", sum_of_precisions[:, column] / max_hits

@@ -1,10 +1,10 @@
-"""Metrics of next-item prediction: each ranking has one relevant item, the target."""
+"""Metrics of rankings. Next-item prediction has one relevant item in each ranking, the target."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from gru4rec_fast.distributed import Ranks
 Ties = Literal["standard", "conservative", "median"]
 
 # What each other item with the score of the target adds to the rank of the target.
-_TIE_WEIGHT = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
+TIE_WEIGHT = {"standard": 0.0, "conservative": 1.0, "median": 0.5}
 
 # The gain of a target at a rank up to k; other ranks gain 0. With one relevant item, average precision is the
 # reciprocal rank, hit rate is recall, and the ideal DCG is 1.
@@ -34,8 +34,8 @@ METRICS = tuple(_GAIN)
 
 def check_ties(ties: str) -> None:
     """Raise ValueError for an unknown rule for ties."""
-    if ties not in _TIE_WEIGHT:
-        raise ValueError(f"ties={ties!r}: choose one of {', '.join(_TIE_WEIGHT)}")
+    if ties not in TIE_WEIGHT:
+        raise ValueError(f"ties={ties!r}: choose one of {', '.join(TIE_WEIGHT)}")
 
 
 def as_cutoffs(cutoffs: int | Iterable[int]) -> tuple[int, ...]:
@@ -56,7 +56,62 @@ def ranks_from_counts(greater: Tensor, equal: Tensor, ties: Ties = "conservative
     with "median".
     """
     check_ties(ties)
-    return 1.0 + greater.double() + _TIE_WEIGHT[ties] * equal.double()
+    return 1.0 + greater.double() + TIE_WEIGHT[ties] * equal.double()
+
+
+class Hits(NamedTuple):
+    """The relevant items that were found in R rankings: P items, ordered by ranking, then by rank.
+
+    Attributes:
+        ranking: int64 [P], the number of the ranking, from 0.
+        order: int64 [P], 1 for the first relevant item of a ranking, 2 for the second, and so on.
+        rank: float64 [P], the rank of the item, a multiple of 1/2.
+        n_relevant: int64 [R], the number of relevant items of each ranking, found or not; at least 1.
+    """
+
+    ranking: np.ndarray
+    order: np.ndarray
+    rank: np.ndarray
+    n_relevant: np.ndarray
+
+    @classmethod
+    def of_one_target(cls, ranks: Tensor) -> Hits:
+        """Return the hits of rankings with one relevant item each, given its ranks [R]."""
+        n = len(ranks)
+        return cls(np.arange(n), np.ones(n, np.int64), ranks.double().cpu().numpy(), np.ones(n, np.int64))
+
+
+def metrics_per_ranking(hits: Hits, cutoffs: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Return the metrics of each ranking, {"recall@20": float64 [R], ...}.
+
+    Let n be the number of relevant items, and r_1 <= r_2 <= ... the ranks of those found up to rank k, m of them:
+
+        recall@k = m / n      precision@k = m / k      hitrate@k = 1 if m > 0      mrr@k = 1 / r_1
+        ndcg@k = sum_j 1 / log2(1 + r_j), divided by its largest value, sum of 1 / log2(1 + r) over r <= min(n, k)
+        map@k = sum_j (j / r_j) / min(n, k)
+
+    NDCG is the DCG of Jaervelin & Kekaelaeinen (2002) divided by the DCG of a ranking that starts with all relevant
+    items. With one relevant item, these are the gains of `RankMetrics`.
+    """
+    n_rankings = len(hits.n_relevant)
+    ideal_dcg = np.cumsum(1 / np.log2(np.arange(2.0, cutoffs[-1] + 2)))
+    values: dict[str, np.ndarray] = {}
+    for k in cutoffs:
+        within = hits.rank <= k
+        ranking, order, rank = hits.ranking[within], hits.order[within], hits.rank[within]
+        n_hits = np.bincount(ranking, minlength=n_rankings)
+        max_hits = np.minimum(hits.n_relevant, k)
+
+        def total(gains: np.ndarray, ranking: np.ndarray = ranking) -> np.ndarray:
+            return np.bincount(ranking, gains, n_rankings).astype(float)  # without hits it would be of integers
+
+        values[f"recall@{k}"] = n_hits / hits.n_relevant
+        values[f"mrr@{k}"] = total(np.where(order == 1, 1 / rank, 0.0))
+        values[f"ndcg@{k}"] = total(1 / np.log2(1 + rank)) / ideal_dcg[max_hits - 1]
+        values[f"map@{k}"] = total(order / rank) / max_hits
+        values[f"precision@{k}"] = n_hits / k
+        values[f"hitrate@{k}"] = (n_hits > 0).astype(float)
+    return values
 
 
 class RankMetrics:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from gru4rec_fast.data.array_folder import dropped_counts
+
+if TYPE_CHECKING:
+    import polars
 
 
 @dataclass(frozen=True)
@@ -16,14 +20,19 @@ class Report:
 
     Attributes:
         metrics: metrics of the model, {"recall@20": ..., "ndcg@20": ..., ...}.
-        n_targets: number of test items whose rank was measured: next items in sessions, or test items of users.
+        n_targets: number of test items whose rank was measured: items in sessions, or test items of users.
         n_items: size of the catalogue.
         n_sessions: number of sessions with targets; None for a graph model.
         n_users: number of users with targets; None for a session model.
-        ties: how items with the same score were ranked, see `evaluate_sessions`; None for a graph model, which ranks
-            them by index.
+        ties: how items with the same score were ranked, see `evaluate_sessions`; None: by index.
         dropped: number of test events, sessions or interactions that were not evaluated, {reason: count}.
         baselines: {"popularity": metrics, "random": metrics}, or {}.
+        targets: "next", "last" or "remaining", see `evaluate_sessions`; None for a graph model.
+        sampled: the sampled negatives that each ranking is limited to, such as "100 negatives"; None: all items.
+        beyond_accuracy: {"coverage@20": ..., ...}, see `beyond_accuracy`, or {}.
+        by: what the groups are formed by, "popularity", "length" or "position", or None.
+        groups: metrics of each group that has targets, {"10-99": {"recall@20": ..., ..., "n": number of rankings}}.
+        per_session: values of each session or user, see `evaluate_sessions`; not in `to_dict` and `to_json`.
     """
 
     metrics: dict[str, float]
@@ -34,6 +43,12 @@ class Report:
     ties: str | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    targets: str | None = None
+    sampled: str | None = None
+    beyond_accuracy: dict[str, float] = field(default_factory=dict)
+    by: str | None = None
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
+    per_session: polars.DataFrame | None = field(default=None, compare=False, repr=False)
 
     def summary(self) -> str:
         """Return one line about what was evaluated and what was dropped."""
@@ -42,25 +57,53 @@ class Report:
         else:
             owners = f"{self.n_users:,} users"
             candidates = f"those of {self.n_items:,} items that the user has not seen"
-        line = f"{self.n_targets:,} targets of {owners}, each ranked among {candidates}"
+        if self.sampled is not None:
+            candidates = f"a few random items (sampled: {self.sampled})"
+        targets = "targets" if self.targets in (None, "next") else f"targets ({self.targets})"
+        line = f"{self.n_targets:,} {targets} of {owners}, each ranked among {candidates}"
         line += f", {self.ties} ties" if self.ties else ""
         dropped = dropped_counts(self.dropped)
         return f"{line}; dropped: {', '.join(dropped)}" if dropped else line
 
     def table(self, *, terminal: bool | None = None) -> str:
-        """Return a table with a row per metric and a column per model, and the summary.
+        """Return a table with a row per metric and a column per model, and the summary; then a table of the groups.
 
         With `terminal`, the table has lines and colors (by the library rich), else it is plain text. None means True if
         stdout is a terminal.
         """
-        columns = {"model": self.metrics, **self.baselines}
-        cells = [[name, *(f"{values[name]:.4f}" for values in columns.values())] for name in self.metrics]
-        format_table = _rich_table if (sys.stdout.isatty() if terminal is None else terminal) else _plain_table
-        return format_table(["metric", *columns], cells, self.summary())
+        label = f" (sampled: {self.sampled})" if self.sampled else ""
+        columns = {f"model{label}": self.metrics | self.beyond_accuracy, **self.baselines}
+        tables = [format_table(*_cells("metric", columns), self.summary(), terminal=terminal)]
+        if self.groups:
+            caption = f"metrics by {self.by}{label}; n: number of rankings"
+            tables.append(format_table(*_cells(f"{self.by}", self.groups), caption, terminal=terminal))
+        return "\n\n".join(tables)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields but `per_session` as JSON values."""
+        fields = asdict(replace(self, per_session=None))
+        del fields["per_session"]
+        return fields
 
     def to_json(self) -> str:
-        """Return all fields as a JSON object."""
-        return json.dumps(asdict(self), indent=2)
+        """Return all fields but `per_session` as a JSON object."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+def _cells(corner: str, columns: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a table with these columns; a value that a column lacks is left blank."""
+    names = next(iter(columns.values()))
+
+    def text(value: float | None) -> str:
+        return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+    return [corner, *columns], [[name, *(text(column.get(name)) for column in columns.values())] for name in names]
+
+
+def format_table(header: list[str], cells: list[list[str]], summary: str, *, terminal: bool | None = None) -> str:
+    """Return a table with lines and colors on a terminal, else as plain text; see `Report.table`."""
+    is_terminal = sys.stdout.isatty() if terminal is None else terminal
+    return (_rich_table if is_terminal else _plain_table)(header, cells, summary)
 
 
 def _plain_table(header: list[str], cells: list[list[str]], summary: str) -> str:

@@ -1,33 +1,30 @@
-"""Evaluation of session models: ranks the true next item among the whole catalogue."""
+"""Evaluation of session models: ranks the true next item, or other targets, among the whole catalogue or a sample."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
-from gru4rec_fast import ops
 from gru4rec_fast.distributed import Ranks, digest
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
-from gru4rec_fast.evaluation.batches import batches_by_length, run_sessions
-from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties, ranks_from_counts
+from gru4rec_fast.evaluation.batches import batches_by_length
+from gru4rec_fast.evaluation.groups import By, check_by
+from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties
+from gru4rec_fast.evaluation.negatives import NegativeSampler, NegativesBy
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.evaluation.report import Report
+from gru4rec_fast.evaluation.session_details import SessionDetails
+from gru4rec_fast.evaluation.session_rankings import SessionRanker, Targets
 from gru4rec_fast.profiling import map_parts
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
 
-# Number of hidden states whose targets are ranked in one call. On the CPU they should fit into a core's L2 cache
-# together with a block of the output table. On a GPU each call reads the whole output table, so fewer calls are faster.
-_QUERIES_PER_CALL = {"cpu": 512}
-_QUERIES_PER_CALL_ON_GPU = 8192
 _SESSIONS_PER_SORT = 1 << 16  # sessions sorted by length at a time, so that memory does not grow with the log
 
 
@@ -37,9 +34,16 @@ def evaluate_sessions(
     *,
     cutoffs: int | Iterable[int] = (20,),
     ties: Ties = "conservative",
+    targets: Targets | None = None,
     batch_size: int = 512,
     baselines: bool = False,
     support: ArrayLike | None = None,
+    by: By | None = None,
+    beyond_accuracy: bool = False,
+    negatives: int | None = None,
+    negatives_by: NegativesBy = "uniform",
+    seed: int = 0,
+    per_session: bool = False,
     progress: Callable[[int], None] | None = None,
     impl: str = "auto",
     ranks: Ranks | None = None,
@@ -54,10 +58,27 @@ def evaluate_sessions(
         store: test sessions with the item indices of training (`SessionStore.from_events(..., vocabulary=...)`).
         cutoffs: the values of k in "recall@k" and the other metrics; or a single one.
         ties: "standard": the rank of an item is 1 + the number of other items with a higher score. "conservative" adds
-            the number of other items with the same score, "median" adds half of this number.
+            the number of other items with the same score, "median" adds half of this number. For rankings with several
+            targets see `lists.find_hits`.
+        targets: the relevant items of the ranking after an event. "next": the next item. "last": only the last item of
+            each session is a target, ranked after all events before it. "remaining": all items that follow in the
+            session, each once; metrics are means over rankings, see `metrics_per_ranking`. None: "last" for a store
+            that a leave-one-out split (`Split(last_event=True)`) has held out, else "next".
         batch_size: sessions processed in parallel. Sessions of similar length are processed together.
         baselines: whether to add the metrics of popularity and of a random order to the report; needs `support`.
         support: int [n_items], number of each item's occurrences in the training log.
+        by: add a table of the metrics by group to the report. "popularity": by the support of the target (needs
+            `support`); of several targets, only those of the group count as relevant in it. "length": by the number of
+            events of the session. "position": by the number of events before the target.
+        beyond_accuracy: add coverage, popularity, Gini, entropy and tail of the first k items of all rankings to the
+            report, see `beyond_accuracy`; needs `support`. The lists are of the whole catalogue, also with `negatives`.
+        negatives: rank the targets of a ranking among this number of random items only, see `NegativeSampler`. None:
+            all items. Metrics of samples must not be compared with others, and may order models differently (Krichene &
+            Rendle, KDD 2020).
+        negatives_by: "uniform" or "popularity" (in proportion to `support`).
+        seed: seed of the negatives.
+        per_session: add the metrics of each session to the report, as a polars.DataFrame with the columns "session" (id
+            as text), "n_rankings" and the metrics, which are means over the session's rankings.
         progress: called several times per batch with the number of targets ranked so far.
         impl: "auto", "native" or "reference", for the ranking.
         ranks: share out the sessions among these processes. Each one must call this function with the same arguments,
@@ -68,24 +89,44 @@ def evaluate_sessions(
             two events, or a score is NaN.
     """
     check_ties(ties)
+    check_by(by)
     metrics = RankMetrics(cutoffs)
-    weight, bias = network.output_weight, network.output_bias
+    cutoffs = metrics.cutoffs
+    weight = network.output_weight
     if len(weight) != store.n_items:
         raise ValueError(
             f"the store has {store.n_items} items, the network {len(weight)}: read the test log with "
             "vocabulary=STORE.vocabulary, where STORE is the training store"
         )
-    if baselines and support is None:
-        raise ValueError("baselines=True needs support=, the support of the items in the training store")
+    targets = _check_targets(targets, store)
+    needs_support = {
+        "baselines=True": baselines,
+        "beyond_accuracy=True": beyond_accuracy,
+        "by='popularity'": by == "popularity",
+        "negatives_by='popularity'": negatives is not None and negatives_by == "popularity",
+    }
+    for option, is_given in needs_support.items():
+        if is_given and support is None:
+            raise ValueError(f"{option} needs support=, the support of the items in the training store")
+    popularity = np.zeros(store.n_items, np.int64) if support is None else np.asarray(support)
+    if popularity.shape != (store.n_items,):
+        raise ValueError(f"support must have one number per item, [{store.n_items}], not shape {popularity.shape}")
+    sampler = None if negatives is None else NegativeSampler(negatives, negatives_by, popularity, seed)
     # The baselines, which take little time, come first, so that a wrong support is reported before the long evaluation.
     baseline_metrics = {}
-    if baselines and support is not None:
-        baseline_metrics["popularity"] = popularity_metrics(store, support, metrics.cutoffs, ties)
-        baseline_metrics["random"] = random_metrics(store.n_items, metrics.cutoffs)
+    if baselines:
+        if targets == "remaining" or sampler is not None:
+            raise ValueError(
+                "baselines=True is for one target among all items: leave it out, or targets= and negatives="
+            )
+        only_last = targets == "last"
+        baseline_metrics["popularity"] = popularity_metrics(store, popularity, cutoffs, ties, only_last=only_last)
+        baseline_metrics["random"] = random_metrics(store.n_items, cutoffs)
     if ranks is not None:
-        settings = {"cutoffs": metrics.cutoffs, "ties": ties, "batch_size": batch_size, "weights": digest(weight)}
-        ranks.check_equal(settings | {"sessions": store.n_sessions, "events": store.n_events})
-    per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
+        settings: dict[str, Any] = {"cutoffs": cutoffs, "ties": ties, "batch_size": batch_size}
+        settings |= {"weights": digest(weight), "sessions": store.n_sessions, "events": store.n_events}
+        settings |= {"targets": targets, "by": by, "beyond_accuracy": beyond_accuracy, "per_session": per_session}
+        ranks.check_equal(settings | {"negatives": sampler and (sampler.description, seed)})
     n_short = store.n_short_sessions
     if n_short == store.n_sessions:
         raise ValueError(f"none of the {n_short} sessions has two events: there is nothing to predict")
@@ -96,37 +137,61 @@ def evaluate_sessions(
         )
         dropped["sessions_too_short_to_evaluate"] = n_short
 
-    def rank_targets(sessions: np.ndarray) -> list[Tensor]:
-        """Return the ranks of the targets of some sessions, which are ordered by length, longest first."""
-        target_ranks, starts = [], store.offsets[sessions]
-        lengths = store.offsets[sessions + 1] - starts - 1
-        for hidden, events in run_sessions(network, store.items, starts, lengths, per_call):
-            targets = torch.from_numpy(store.items[events[events >= 0] + 1].astype(np.int64)).to(weight.device)
-            live = torch.from_numpy(events >= 0).to(weight.device)
-            queries = hidden[live].to(weight.dtype)  # autocast may have made the hidden states bfloat16 or float16
-            greater, equal = ops.target_rank(queries, weight, bias, targets, impl=impl)
-            target_ranks.append(ranks_from_counts(greater, equal, ties).cpu())
-        return target_ranks
-
+    ranker = SessionRanker(
+        network,
+        store,
+        targets,
+        ties,
+        cutoffs[-1],
+        impl,
+        sampler,
+        popularity if by == "popularity" else None,
+        beyond_accuracy,
+    )
+    details = SessionDetails(store, cutoffs, by, popularity, beyond_accuracy=beyond_accuracy, per_session=per_session)
+    n_targets = 0
     with evaluating(network):
         for number, batch in enumerate(_session_batches(store, batch_size)):
             if ranks is not None and number % ranks.size != ranks.rank:
                 continue
-            for target_ranks in chain.from_iterable(map_parts("the evaluation", batch, rank_targets)):
-                metrics.update(target_ranks)
+            for rankings in chain.from_iterable(map_parts("the evaluation", batch, ranker.rank)):
+                if rankings.hits is None:
+                    metrics.update(rankings.ranks)
+                details.add(rankings)
+                n_targets += rankings.n_targets
                 if progress is not None:
-                    progress(metrics.n_targets)
+                    progress(n_targets)
     if ranks is not None:
         metrics.sum_over(ranks)
+        n_targets = sum(ranks.gather(n_targets))
     return Report(
-        metrics=metrics.compute(),
-        n_targets=metrics.n_targets,
+        metrics=details.means_of_several_targets(ranks) or metrics.compute(),
+        n_targets=n_targets,
         n_items=store.n_items,
         n_sessions=store.n_sessions - n_short,
         ties=ties,
         dropped=dropped,
         baselines=baseline_metrics,
+        targets=targets,
+        sampled=None if sampler is None else sampler.description,
+        by=by,
+        **details.report_fields(ranks),
     )
+
+
+def _check_targets(targets: Targets | None, store: SessionStore) -> Targets:
+    """Return the targets to rank, by default those that the store was made for; ValueError for others."""
+    made_for: Targets = store.meta.get("targets", "next")
+    if targets is None:
+        return made_for
+    if targets not in get_args(Targets):
+        raise ValueError(f"targets={targets!r}: choose one of {', '.join(get_args(Targets))}")
+    if made_for == "last" != targets:
+        raise ValueError(
+            f"targets={targets!r}: these sessions were held out by a leave-one-out split, so that all events but the "
+            "last of each are training events; choose targets='last'"
+        )
+    return targets
 
 
 def _session_batches(store: SessionStore, batch_size: int) -> Iterator[np.ndarray]:

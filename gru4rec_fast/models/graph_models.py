@@ -14,7 +14,7 @@ from gru4rec_fast.data import InteractionGraph, Vocabulary
 from gru4rec_fast.data.graphs.csr import find_csr_damage
 from gru4rec_fast.data.graphs.order import reorder
 from gru4rec_fast.distributed import Ranks
-from gru4rec_fast.evaluation import Report, evaluate_graph
+from gru4rec_fast.evaluation import By, NegativesBy, Report, Ties, evaluate_graph
 from gru4rec_fast.models.builders import (
     build_graph_runner,
     build_lightgcn_network,
@@ -64,7 +64,14 @@ class GraphRecommender(Estimator, GraphParameters):
         data: Any,
         *,
         cutoffs: int | Iterable[int] = (20,),
+        ties: Ties | None = None,
         batch_size: int = 1024,
+        by: By | None = None,
+        beyond_accuracy: bool = False,
+        negatives: int | None = None,
+        negatives_by: NegativesBy = "uniform",
+        seed: int = 0,
+        per_user: bool = False,
         impl: str | None = None,
         ranks: Ranks | None = None,
         **columns: str,
@@ -74,7 +81,8 @@ class GraphRecommender(Estimator, GraphParameters):
         Args:
             data: as `validation` in `fit`. Interactions of users or items unseen in training are dropped, and counted
                 in the report.
-            cutoffs, batch_size: see `gru4rec_fast.evaluation.evaluate_graph`.
+            cutoffs, ties, batch_size, by, beyond_accuracy, negatives, negatives_by, seed, per_user: see
+                `gru4rec_fast.evaluation.evaluate_graph`.
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
             ranks: share out the users among these processes, each of which must make the same call.
             columns: names of columns, as in `fit`.
@@ -83,7 +91,22 @@ class GraphRecommender(Estimator, GraphParameters):
         impl = impl or self.impl
         graph, final = self._graph_and_embeddings(impl)
         test = self._open(data, **columns)
-        return evaluate_graph(final, graph, test, cutoffs=cutoffs, batch_size=batch_size, impl=impl, ranks=ranks)
+        return evaluate_graph(
+            final,
+            graph,
+            test,
+            cutoffs=cutoffs,
+            ties=ties,
+            batch_size=batch_size,
+            by=by,
+            beyond_accuracy=beyond_accuracy,
+            negatives=negatives,
+            negatives_by=negatives_by,
+            seed=seed,
+            per_user=per_user,
+            impl=impl,
+            ranks=ranks,
+        )
 
     def recommend(
         self,

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from gru4rec_fast.data import SessionStore, Vocabulary
 from gru4rec_fast.data.vocabulary import as_indices
 from gru4rec_fast.distributed import Ranks
-from gru4rec_fast.evaluation import Report, Ties, evaluate_sessions
+from gru4rec_fast.evaluation import By, NegativesBy, Report, Targets, Ties, evaluate_sessions
 from gru4rec_fast.models.builders import (
     build_session_network,
     build_session_optimizer,
@@ -135,8 +135,15 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         *,
         cutoffs: int | Iterable[int] = (20,),
         ties: Ties = "conservative",
+        targets: Targets | None = None,
         batch_size: int = 512,
         baselines: bool = False,
+        by: By | None = None,
+        beyond_accuracy: bool = False,
+        negatives: int | None = None,
+        negatives_by: NegativesBy = "uniform",
+        seed: int = 0,
+        per_session: bool = False,
         impl: str | None = None,
         ranks: Ranks | None = None,
         **columns: str,
@@ -145,7 +152,8 @@ class GRU4Rec(Estimator, GRU4RecParameters):
 
         Args:
             data: as in `fit`; events of items unseen in training are dropped, and counted in the report.
-            cutoffs, ties, batch_size: see `gru4rec_fast.evaluation.evaluate_sessions`.
+            cutoffs, ties, targets, batch_size, by, beyond_accuracy, negatives, negatives_by, seed, per_session: see
+                `gru4rec_fast.evaluation.evaluate_sessions`.
             baselines: add the metrics of ranking by popularity and of a random order to the report.
             impl: "auto", "native" or "reference"; None is the model's parameter `impl`.
             ranks: share out the sessions among these processes, each of which must make the same call.
@@ -160,10 +168,17 @@ class GRU4Rec(Estimator, GRU4RecParameters):
             self._open(data, **columns),
             cutoffs=cutoffs,
             ties=ties,
+            targets=targets,
             batch_size=batch_size,
             impl=impl,
             baselines=baselines,
-            support=self.support if baselines else None,
+            support=self.support,
+            by=by,
+            beyond_accuracy=beyond_accuracy,
+            negatives=negatives,
+            negatives_by=negatives_by,
+            seed=seed,
+            per_session=per_session,
             ranks=ranks,
         )
 

@@ -32,7 +32,7 @@ PRECISIONS = ("full", "bf16")
 IMPLEMENTATIONS = ("auto", "native", "reference")
 LANES = ("joint", "independent")
 SESSION_METRICS = ("recall", "mrr", "ndcg", "map", "precision", "hitrate")
-GRAPH_METRICS = ("recall", "ndcg", "precision", "hitrate", "map")
+GRAPH_METRICS = SESSION_METRICS
 TRAINING_LOSS = "loss"
 
 # Titles of the groups of options in `gru4rec-fast train --help`.

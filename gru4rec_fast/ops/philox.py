@@ -28,6 +28,8 @@ STREAM_MESSAGE_DROPOUT = 1 << 17  # counter (stream, step, node, unit); graph la
 # Counter (stream, step, triple, 0) for the user and the positive of a BPR triple, (stream, step, triple, 1) for the
 # negative.
 STREAM_TRIPLES = 1 << 18
+# Counter (stream, low and high word of the number of a ranking, draw) for the sampled negatives of an evaluation.
+STREAM_EVALUATION = 1 << 19
 
 # Constants of the paper.
 MULTIPLIER_0 = 0xD2511F53

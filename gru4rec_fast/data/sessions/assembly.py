@@ -102,7 +102,7 @@ def merge_into_store_arrays(log: EventLog, renumbering: ItemRenumbering, folder:
         "support": support[: len(vocabulary)],
         "vocabulary": vocabulary,
         "session_ids": pop_concatenated("session_ids")[order],
-        "meta": {"ids": log.id_parsing, "dropped": dict(log.dropped)},
+        "meta": {"ids": log.id_parsing, "dropped": dict(log.dropped), **log.notes},
     }
 
 

@@ -96,6 +96,7 @@ class EventLog:
 
     Attributes:
         dropped: number of removed events, sessions and items by reason.
+        notes: what else the `meta` of a store of this log says, e.g. {"targets": "last"}; not copied by `derive`.
     """
 
     def __init__(self, item_ids: np.ndarray, folder: Path | None, id_parsing: dict[str, dict[str, Any]]) -> None:
@@ -103,6 +104,7 @@ class EventLog:
         self.folder = folder
         self.id_parsing = id_parsing
         self.dropped: Counter[str] = Counter()
+        self.notes: dict[str, str] = {}
         self._partitions: list[Events | Path] = []
         self._n_written = 0
 

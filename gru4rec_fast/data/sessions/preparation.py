@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,15 @@ import numpy as np
 from gru4rec_fast._atomic_writes import explain_disk_full
 from gru4rec_fast.data.array_folder import read_meta, scratch_in_replacement, write_meta
 from gru4rec_fast.data.sessions.assembly import ItemRenumbering
-from gru4rec_fast.data.sessions.events import EventLog
+from gru4rec_fast.data.sessions.events import EventLog, Events
 from gru4rec_fast.data.sessions.filters import SessionRules, drop_rare, drop_unseen, require_sessions
 from gru4rec_fast.data.sessions.split import Split
 from gru4rec_fast.data.sessions.store import PREPARED_FORMAT, SessionStore
 
 if TYPE_CHECKING:
     from gru4rec_fast.distributed import Ranks
+
+_MIN_LENGTH_TO_CUT = 3  # events of a session whose last event is held out, so that two are left to train on
 
 
 def prepare(
@@ -49,18 +52,20 @@ def prepare(
         source, session_key, item_key, time_key, separator, quote, allow_pickle, progress, ranks: as for
             `SessionStore.from_events`.
         out: folder for the stores: `out/train`, with `split` also `out/test`, and with `validation_split` also
-            `out/train_tr` and `out/train_valid`. If `out` already holds a prepared log, it is replaced at the end.
+            `out/train_tr` and `out/train_valid`. If the split has windows, instead `out/train_1`, `out/test_1`,
+            `out/train_1_tr` and so on. If `out` already holds a prepared log, it is replaced at the end.
         min_item_support: keep items that occur at least this often.
         min_session_length: keep sessions of at least this many events.
         remove_duplicates: keep only the first of the rows with the same session, item and time.
         collapse_repeats: keep only the first of consecutive events of a session with the same item.
         split: how to hold out test sessions: a `Split`, or text for `Split.parse`.
-        validation_split: how to hold out validation sessions from the training sessions.
+        validation_split: how to hold out validation sessions from the training sessions; without windows.
 
     Returns:
         A dict of memory-mapped stores; the keys are the names of their folders, such as "train". A held-out part has
         the vocabulary of its training part: events of other items are removed, then sessions that are shorter than
-        `min_session_length` or than two events. `meta["dropped"]` of each store counts what was removed, by reason.
+        `min_session_length` or than two events. With `last_event`, instead sessions whose last item is not in the
+        training part are removed. `meta["dropped"]` of each store counts what was removed, by reason.
 
     Raises:
         ValueError, OSError, ImportError: as `SessionStore.from_events`; ValueError also if a part has no session left.
@@ -74,6 +79,8 @@ def prepare(
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
     split, validation_split = (Split.parse(s) if isinstance(s, str) else s for s in (split, validation_split))
+    if validation_split is not None and validation_split.windows is not None:
+        raise ValueError("validation_split has windows: give them to split, which cuts the whole log")
     rules = SessionRules(min_session_length, collapse_repeats)
     keys = {"session": session_key, "item": item_key, "time": time_key}
     folder = scratch_in_replacement(out, PREPARED_FORMAT)
@@ -89,11 +96,14 @@ def prepare(
             temporary = Path(scratch).parent  # renamed to `out` at the end of the block
             if split is None:
                 parts["train"] = _write(log, ItemRenumbering(log.item_ids), temporary / "train", table.name)
-            else:
-                log = _write_split(log, split, ("train", "test"), temporary, rules, parts, table.name)
-            if validation_split is not None:
-                names = ("train_tr", "train_valid")
-                _write_split(log, validation_split, names, temporary, rules, parts, table.name)
+            windows = [("", log)] if split is None or split.windows is None else _cut_windows(log, split)
+            for suffix, window in windows:
+                name = f"train{suffix}"
+                if split is not None:
+                    window = _write_split(window, split, (name, f"test{suffix}"), temporary, rules, parts, table.name)
+                if validation_split is not None:
+                    names = (f"{name}_tr", f"{name}_valid")
+                    _write_split(window, validation_split, names, temporary, rules, parts, table.name)
             write_meta(temporary, {"format": PREPARED_FORMAT, "version": 1, "parts": parts, "dropped": dropped})
     return open_prepared(out)
 
@@ -121,13 +131,10 @@ def _write_split(
 
     `names` are the names of the training part and of the held-out part; `source` is for error messages.
     """
-    # The split needs these three arrays for all sessions. Its mask is then cut into one mask per partition of the log
-    # (the pieces that `for events in log` yields).
-    partitions = [(events.starts, events.ends, events.first_rows) for events in log]
-    n_sessions = [len(starts) for starts, _, _ in partitions]
-    starts, ends, first_rows = map(np.concatenate, zip(*partitions, strict=True))
-    held_out = np.split(split.held_out(starts, ends, first_rows), np.cumsum(n_sessions)[:-1])
-    del partitions, starts, ends, first_rows
+    require_sessions(log, f"the part that is split into {names[0]!r} and {names[1]!r}")
+    if split.last_event:
+        return _write_last_events(log, names, folder, parts, source)
+    held_out = _per_partition(log, split.held_out)
     renumbering = ItemRenumbering(log.item_ids)
     training_log = log.derive(lambda i, events: events.select_sessions(~held_out[i]), names[0])
     training_log.dropped = log.dropped  # what was removed before the split
@@ -137,6 +144,68 @@ def _write_split(
         drop_unseen(held_out_log, renumbering, replace(rules, min_length=max(2, rules.min_length)))
     parts[names[1]] = _write(held_out_log, renumbering, folder / names[1], source)
     return training_log
+
+
+def _write_last_events(
+    log: EventLog, names: tuple[str, str], folder: Path, parts: dict[str, Any], source: str
+) -> EventLog:
+    """Hold out the last event of each session of three events or more; as `_write_split` otherwise.
+
+    The held-out part has these sessions as a whole.
+    """
+
+    def without_last_events(_: int, events: Events) -> Events:
+        mask = np.ones(len(events.items), bool)
+        mask[events.offsets[1:][events.lengths >= _MIN_LENGTH_TO_CUT] - 1] = False
+        return events.select_events(mask)
+
+    renumbering = ItemRenumbering(log.item_ids)
+    training_log = log.derive(without_last_events, names[0])
+    training_log.dropped = log.dropped
+    parts[names[0]] = _write(training_log, renumbering, folder / names[0], source)
+    is_known = renumbering.has_index()
+    n_unseen = 0
+
+    def with_known_last_items(_: int, events: Events) -> Events:
+        nonlocal n_unseen
+        is_cut = events.lengths >= _MIN_LENGTH_TO_CUT
+        is_seen = is_known[events.items[events.offsets[1:] - 1]]
+        n_unseen += int((is_cut & ~is_seen).sum())
+        return events.select_sessions(is_cut & is_seen)
+
+    held_out_log = log.derive(with_known_last_items, names[1])
+    held_out_log.dropped["sessions_with_an_unseen_last_item"] = n_unseen
+    held_out_log.notes = {"targets": "last"}
+    parts[names[1]] = _write(held_out_log, renumbering, folder / names[1], source)
+    return training_log
+
+
+def _cut_windows(log: EventLog, split: Split) -> Iterator[tuple[str, EventLog]]:
+    """Yield the suffix of the names of each window's parts, and the log of its sessions."""
+    assert split.windows is not None
+    window_of = _per_partition(log, lambda starts, ends, first_rows: split.window_of(ends))
+    for number in range(1, int(split.windows) + 1):
+        masks = [windows == number for windows in window_of]
+        window = log.derive(partial(_select_sessions, masks), f"window_{number}")
+        window.dropped = log.dropped
+        yield f"_{number}", window
+
+
+def _select_sessions(masks: list[np.ndarray], partition: int, events: Events) -> Events:
+    return events.select_sessions(masks[partition])
+
+
+def _per_partition(
+    log: EventLog, function: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+) -> list[np.ndarray]:
+    """Return a function of the starts, ends and first rows of all sessions, [n_sessions], as one array per partition.
+
+    A partition is one of the pieces that `for events in log` yields.
+    """
+    partitions = [(events.starts, events.ends, events.first_rows) for events in log]
+    n_sessions = [len(starts) for starts, _, _ in partitions]
+    values = function(*map(np.concatenate, zip(*partitions, strict=True)))
+    return np.split(values, np.cumsum(n_sessions)[:-1])
 
 
 def _write(log: EventLog, renumbering: ItemRenumbering, folder: Path, source: str) -> dict[str, int]:

@@ -57,7 +57,8 @@ class SessionStore:
         n_events, n_items: number of events, and number of items in the catalogue.
         n_sessions: number of sessions, including those of one event.
         meta: how the store was made: `meta["dropped"]` counts what was removed, by reason, and `meta["ids"]` states how
-            session ids and item ids were read.
+            session ids and item ids were read. `meta["targets"]` is "last" if only the last event of each session may
+            be predicted, because the others are training events (`Split(last_event=True)`).
         folder: folder of an opened store; None for a store in memory.
     """
 
