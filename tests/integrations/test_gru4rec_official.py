@@ -487,7 +487,7 @@ def test_program_converts_an_official_model(tmp_path: Path) -> None:
     ("arguments", "problem"),
     [
         (["missing.tsv", "-ps", "layers=8"], "error: missing.tsv: there is no such file"),
-        (["train.tsv", "-ps", "layer=8"], "error: GRU4Rec has no parameter 'layer'; did you mean 'layers'?"),
+        (["train.tsv", "-ps", "layer=8"], "error: GRU4Rec has no parameter 'layer'; did you mean 'layers' or 'lanes'?"),
         (["train.tsv", "-ps", PARAMETER_STRING, "-ik", "Item"], "has no column 'Item'"),
         (["train.tsv", "-l"], "train.tsv"),
     ],
