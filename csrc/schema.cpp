@@ -57,7 +57,18 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
   m.def(
       "step_gather(Tensor embedding, Tensor inputs, Tensor? mask, Tensor weight, Tensor bias, Tensor? log_support, "
       "Tensor items, SymInt lanes, float logq, float sample_alpha, bool bf16) -> (Tensor x, Tensor rows, "
-      "Tensor biases, Tensor log_q)");
+      "Tensor offsets)");
+  m.def(
+      "step_gru(Tensor x, Tensor weight_ih, Tensor bias_ih, Tensor state, Tensor weight_hh, Tensor bias_hh, "
+      "Tensor reset, Tensor? output_mask, SymInt scored_width, bool bf16) -> (Tensor output, Tensor saved, "
+      "Tensor scored)");
+  m.def(
+      "step_gru_backward(Tensor grad_output, Tensor saved, Tensor state, Tensor reset, Tensor? output_mask) -> "
+      "(Tensor grad_gate_inputs, Tensor grad_recurrent, Tensor prev_states)");
+  m.def(
+      "step_loss(Tensor hidden, Tensor rows, Tensor offsets, Tensor live, Tensor? ids, str loss, float batch_size, "
+      "float elu_param, float bpreg, float label_smoothing) -> (Tensor losses, Tensor grad_hidden, "
+      "Tensor grad_rows)");
   m.def(
       "step_store_losses_(Tensor losses, Tensor active, Tensor(a!) stopped, Tensor(b!) step_losses, Tensor(c!) "
       "enabled) -> "
@@ -66,9 +77,12 @@ GRF_TORCH_LIBRARY(GRF_LIBRARY, m) {
       "step_apply_(Tensor(a!)[] weights, Tensor(b!)[] accumulators, Tensor(c!)[] velocities, Tensor[] grads, "
       "Tensor(d!)[] states, Tensor[] outputs, Tensor enabled, Tensor hyperparameters) -> ()");
   m.def(
+      "step_products_(Tensor(a!)[] weights, Tensor(b!)[] accumulators, Tensor(c!)[] velocities, Tensor[] lefts, "
+      "Tensor[] rights, Tensor(d!)[] states, Tensor[] outputs, Tensor enabled, Tensor hyperparameters) -> ()");
+  m.def(
       "step_rows_(Tensor(a!) weight, Tensor(b!) accumulator, Tensor(c!)? velocity, Tensor(d!)? bias, "
       "Tensor(e!)? bias_accumulator, Tensor(f!)? bias_velocity, Tensor rows, Tensor positions, Tensor grad_inputs, "
-      "Tensor grad_items, Tensor? grad_bias, Tensor enabled, Tensor hyperparameters) -> ()");
+      "Tensor? mask, Tensor grad_items, Tensor enabled, Tensor hyperparameters) -> ()");
 
   // ranking
   m.def("target_rank(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets) -> (Tensor greater, Tensor equal)");

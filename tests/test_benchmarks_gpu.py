@@ -23,6 +23,7 @@ from gpu.prepared_folder import PreparedFolder
 from gpu.results import MissingInput, merge
 from gpu.rows import Row, built_at_first_use, measure
 from gpu.rows_graph import power_law_graph
+from gpu.time_model import LAUNCH_LATENCY, WORK, Speed, Work, predict
 from gpu.workloads import OURS, WORKLOADS, Goal, RowName, row_names
 from native import threads, why_not_emulated
 from synthetic import synthetic_store
@@ -32,6 +33,13 @@ from gru4rec_fast.data import InteractionGraph
 CHECKOUT = Path(__file__).resolve().parents[1]
 TINY = Device(torch.device("cpu"), tiny=True)
 RATES = {"copy": 1e9, "fp32": 1e9, "tf32": 1e9, "bf16": 1e9}
+# Launches of a captured update of one mini-batch: matrix products of torch ("mm") and kernels of this package.
+LAUNCHES = {
+    "L100 B32, cross-entropy": {"mm": 4, "own kernels": 7},
+    "L100 B32, BPR-max": {"mm": 4, "own kernels": 7},
+    "L100 B32, cross-entropy, two layers": {"mm": 5, "own kernels": 9},
+    "L100 B32, cross-entropy, separate embedding": {"mm": 4, "own kernels": 8},
+}
 
 
 def row_parameters() -> list[Any]:
@@ -321,3 +329,37 @@ def test_prepare_folder_converts_logs_and_copies_checkouts(tmp_path: Path) -> No
         prepared.peer("ngcf")
     with pytest.raises(FileNotFoundError, match=r"there is no NGCF/NGCF\.py"):
         list(prepare_peers({"ngcf": checkout}, out))
+
+
+META = Device(torch.device("meta"), "reference")  # full sizes without memory
+# Workloads whose rows can be built without data.
+WITHOUT_DATA = ["gru", "ranking", "loss", "top-k", "batches", "negatives", "masks", "small-loss", "small-gru"]
+
+
+@pytest.mark.parametrize("workload", WITHOUT_DATA)
+def test_the_model_has_the_bytes_and_products_of_the_rows(workload: str) -> None:
+    for case, work in WORK[workload].items():
+        name = RowName(workload, case, WORKLOADS[workload].precisions[0])
+        row = BUILDERS[workload](name, META, PreparedFolder(None))
+        assert (work.n_bytes, work.flops) == (row.n_bytes, row.flops)
+
+
+def test_the_model_adds_launches_bytes_and_products() -> None:
+    work = Work(launches=10, n_bytes=3_000_000, flops=4e9)
+    assert Speed(launch=2e-6, latency=1e-6, copy=1e12, products=1e13).seconds(work) == pytest.approx((3e-5, 3e-6, 4e-4))
+    results = {"ceilings": {"copy": 4e12, "fp32": 5e13}, "facts": {"latencies": {LAUNCH_LATENCY: 1500.0}}}
+    assert Speed.measured([results, {}]) == Speed(launch=1.5e-6, copy=4e12, products=5e13)
+    assert Speed.measured([]) == Speed() and not predict("ngcf", Speed())
+    assert {*WORK} <= {*WORKLOADS} and all({*WORK[key]} <= {*WORKLOADS[key].cases} for key in WORK)
+    line = next(line for line in table.render([results | {"call": "A", "rows": []}]) if "xe-100" in line)
+    assert "| model: 34 us (32 + 0.71 + 1) | official |  | not measured yet |" in line
+
+
+@pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
+@pytest.mark.parametrize("case", LAUNCHES)
+def test_launches_of_a_captured_step(case: str) -> None:
+    """The counts are in docs/performance_notes.md."""
+    from gpu.count_launches import CASES, count_step
+
+    setting, network_arguments = CASES[case]
+    assert count_step(setting, **network_arguments)[0] == LAUNCHES[case]

@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "cross-entropy, logq": {"logq": 1.0, "momentum": 0.3, "dropout": 0.2},
     "bpr-max": {"loss": "bpr-max", "elu_param": 0.5, "bpreg": 1.5, "dropout": 0.3},
     "two layers, separate, reset before": {"layers": [9, 7], "embedding": "separate", "form": "reset_before"},
+    "five layers, separate": {"layers": [9, 7, 8, 6, 5], "embedding": "separate", "momentum": 0.3, "dropout": 0.1},
     "accidental hits": {"loss": "top1-max", "mask_accidental_hits": True, "n_sample": 90},
     "in-batch negatives only": {"n_sample": 0, "loss": "bpr"},
     "one-hot": {"embedding": "none", "layers": [8, 6], "dropout": 0.2, "momentum": 0.3},
@@ -247,6 +248,42 @@ def test_bf16_is_close_to_full_precision_but_not_equal(impl: str) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
     with pytest.raises(ValueError, match="precision='bf16' needs float32 weights, not"):
         TrainingSetup("reference", {}).start_epoch(precision="bf16")
+
+
+class CalledOperators(TorchDispatchMode):
+    """Records in `names` the operators that run emulated kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "gru4rec_fast_emulated":
+            self.names.add(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-")
+@pytest.mark.parametrize(
+    ("module", "operators"),
+    [
+        ("layer", {"step_gru", "step_gru_backward"}),
+        ("criterion", {"step_loss"}),
+        ("optimizer", {"step_gather", "step_store_losses_", "step_products_", "step_rows_"}),
+    ],
+)
+def test_each_module_chooses_the_implementation_of_its_operators(module: str, operators: set[str]) -> None:
+    setup = TrainingSetup("emulated", {})
+    chosen = {"layer": setup.network.gru.layers[0], "criterion": setup.criterion, "optimizer": setup.optimizer}[module]
+    epoch, hidden = setup.start_epoch(steps_per_graph=1), setup.network.initial_state(6)
+    names = []
+    for impl in ("emulated", "reference"):
+        chosen.impl = impl
+        with CalledOperators() as called:
+            captured = epoch.next_updates(updates=1, lanes=6)
+            captured.run(hidden)
+        names.append(called.names)
+    assert len(names[0]) == 7 and names[0] - names[1] == operators
 
 
 def poison(setup: TrainingSetup, mini_batch: int) -> None:

@@ -83,18 +83,37 @@ def arguments(op: str) -> dict[str, Any]:
             "lanes": 2, "logq": 1.0, "sample_alpha": 0.5, "bf16": False,
         },
         "step_store_losses_": lambda: {
-            "losses": real(2), "active": torch.tensor([True, True]), "stopped": torch.tensor(False),
+            "losses": real(2, 3), "active": torch.tensor([True, True]), "stopped": torch.tensor(False),
             "step_losses": real(2), "enabled": torch.tensor(False),
         },
         "step_apply_": lambda: {
             "weights": [real(3), real(2)], "accumulators": [real(3), real(2)], "velocities": [real(3), real(2)],
             "grads": [real(3), real(2)], "states": [real(2)], "outputs": [real(2)], **enabled,
         },
+        "step_gru": lambda: {
+            "x": real(2, 4), "weight_ih": real(9, 4), "bias_ih": real(9), "state": real(2, 3), "weight_hh": real(9, 3),
+            "bias_hh": real(9), "reset": torch.tensor([True, False]), "output_mask": real(2, 3), "scored_width": 8,
+            "bf16": False,
+        },
+        "step_gru_backward": lambda: {
+            "grad_output": real(2, 3), "saved": real(2, 12), "state": real(2, 3), "reset": torch.tensor([True, False]),
+            "output_mask": real(2, 3),
+        },
+        "step_loss": lambda: {
+            "hidden": real(2, 8), "rows": real(4, 3), "offsets": real(4), "live": torch.ones(2, dtype=torch.bool),
+            "ids": torch.arange(4), "loss": "top1", "batch_size": 2.0, "elu_param": 0.0, "bpreg": 0.0,
+            "label_smoothing": 0.0,
+        },
+        "step_products_": lambda: {
+            "weights": [real(3, 2), real(3)], "accumulators": [real(3, 2), real(3)],
+            "velocities": [real(3, 2), real(3)], "lefts": [real(4, 3), real(4, 3)], "rights": [real(4, 2)],
+            "states": [real(2, 2)], "outputs": [real(2, 2)], **enabled,
+        },
         "step_rows_": lambda: {
             "weight": real(4, 3), "accumulator": real(4, 3), "velocity": real(4, 3), "bias": real(4),
             "bias_accumulator": real(4), "bias_velocity": real(4), "rows": torch.tensor([0, 1]),
-            "positions": torch.tensor([0, 1]), "grad_inputs": real(1, 3), "grad_items": real(1, 3),
-            "grad_bias": real(1), **enabled,
+            "positions": torch.tensor([0, 1]), "grad_inputs": real(1, 3), "mask": real(1, 3),
+            "grad_items": real(1, 4), **enabled,
         },
         "target_rank": lambda: {
             "hidden": real(2, 3), "weight": real(4, 3), "bias": real(4), "targets": torch.tensor([0, 3]),

@@ -1,11 +1,7 @@
 """Operators of a captured training step, one that runs as a CUDA graph (`gru4rec_fast.ops.training_step`).
 
-The emulated CUDA kernels are compared with the reference, and the reference with formulas in the tests.
-
-    step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block (some time steps)
-    step_store_losses_  stores the losses of a block, and stops all further updates if a loss is not finite
-    step_apply_   updates weights with dense gradients, and copies outputs into the hidden states
-    step_rows_    updates the rows of a table and of its bias that have a gradient
+The emulated CUDA kernels are compared with the reference, and the reference with formulas in the tests or with torch.
+docs/ops/training_step.md lists the operators.
 """
 
 from __future__ import annotations
@@ -19,13 +15,14 @@ from native import assert_equal_bits, implementations, why_not_emulated
 from torch import Tensor
 from virtual_memory import first_and_last_blocks
 
-from gru4rec_fast.ops.training_step import step_operator
+from gru4rec_fast import ops
+from gru4rec_fast.ops.training_step import scored_states, step_operator
 from gru4rec_fast.optim import SparseAdagrad
 
 CPU = torch.device("cpu")
 HYPERPARAMETERS = torch.tensor([0.1, 0.3, 1e-6], dtype=torch.float64)  # learning rate, momentum, epsilon
 SAMPLE_ALPHA = 0.25
-ENABLED, DISABLED = torch.tensor(True), torch.tensor(False)  # if disabled, step_apply_ and step_rows_ do nothing
+ENABLED, DISABLED = torch.tensor(True), torch.tensor(False)  # if disabled, no operator updates weights
 needs_emulation = pytest.mark.skipif(
     bool(why_not_emulated("training_step")), reason=why_not_emulated("training_step") or "-"
 )
@@ -45,8 +42,16 @@ def run(name: str, impl: str, *arguments: Any, device: str | torch.device = CPU)
 
 
 def results_of_all_operators(device: str, impl: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return the results of all four operators for small inputs on a device. tests/test_cuda.py calls this function."""
+    """Return the results of all operators for small inputs on a device. tests/test_cuda.py calls this function."""
     results: list[Tensor] = []
+    for lanes, inputs, hidden in ((3, 5, 7), (33, 12, 20)):
+        gru_arguments = one_step_arguments(lanes, inputs, hidden, dtype)
+        results += run("step_gru", impl, *gru_arguments.values(), hidden + 4, False, device=device)
+        gradient_arguments = gru_gradient_arguments(gru_arguments, results[-2])
+        results += run("step_gru_backward", impl, *gradient_arguments, device=device)
+        results += run(
+            "step_loss", impl, *loss_arguments(lanes, 9, hidden, dtype), "top1-max", *LOSS_OPTIONS, device=device
+        )
     for widths in ((3, 5), (12, 20)):
         results += run_gather(impl, widths, dtype=dtype, mask=True, logq=1.0, device=device)[0]
         row_arguments = [tensor.to(device) for tensor in row_update_arguments(widths[0], dtype).values()]
@@ -56,8 +61,11 @@ def results_of_all_operators(device: str, impl: str, dtype: torch.dtype) -> tupl
     lists = [[tensor.to(device) for tensor in tensors] for tensors in dense_update_arguments(shapes, dtype)]
     run("step_apply_", impl, *lists, ENABLED, HYPERPARAMETERS, device=device)
     results += [tensor for tensors in lists for tensor in tensors]
+    lists = [[tensor.to(device) for tensor in tensors] for tensors in product_arguments(5, [(3, 40)], dtype)]
+    run("step_products_", impl, *lists, ENABLED, HYPERPARAMETERS, device=device)
+    results += [tensor for tensors in lists for tensor in tensors]
     stopped, enabled = (torch.tensor(False, device=device) for _ in range(2))
-    losses, step_losses = torch.rand(3, generator=seeded(), dtype=dtype), torch.empty(3, dtype=dtype, device=device)
+    losses, step_losses = torch.rand(3, 1, generator=seeded(), dtype=dtype), torch.empty(3, dtype=dtype, device=device)
     active = torch.tensor(True).expand(3)
     run("step_store_losses_", impl, losses, active, stopped, step_losses, enabled, device=device)
     return (*results, stopped.to(dtype), enabled.to(dtype), step_losses)
@@ -93,16 +101,16 @@ def run_gather(
 @pytest.mark.parametrize("widths", [(1, 3), (8, 4), (100, 100), (0, 5)])
 def test_gather_returns_the_indexed_rows(widths: tuple[int, int], impl: str) -> None:
     logq, lanes = 0.5, 5
-    (x, rows, biases, log_q), tensors = run_gather(impl, widths, lanes=lanes, mask=True, logq=logq)
+    (x, rows, offsets), tensors = run_gather(impl, widths, lanes=lanes, mask=True, logq=logq)
     embedding, inputs, mask, weight, bias, log_support, items = tensors
     for t in range(2):
         for i, item in enumerate(inputs[t].tolist()):
             assert torch.equal(x[t, i], embedding[item] * mask[t, i] if item >= 0 else torch.zeros_like(x[t, i]))
         for i, item in enumerate(items[t].tolist()):
-            factor = (logq if i < lanes else logq * SAMPLE_ALPHA) * (item >= 0)
+            factor = logq if i < lanes else logq * SAMPLE_ALPHA
+            expected = bias[item].item() - factor * log_support[item].item() if item >= 0 else -torch.inf
             assert torch.equal(rows[t, i], weight[item] * (item >= 0))
-            assert biases[t, i] == bias[item] * (item >= 0)
-            assert log_q[t, i].item() == pytest.approx(factor * log_support[item].item(), rel=1e-15)
+            assert offsets[t, i].item() == pytest.approx(expected, rel=1e-14, abs=1e-15)
 
 
 @needs_emulation
@@ -111,14 +119,15 @@ def test_gather_returns_the_indexed_rows(widths: tuple[int, int], impl: str) -> 
 def test_emulated_gather_equals_reference(options: dict[str, Any], dtype: torch.dtype) -> None:
     for widths in ((3, 3), (12, 20)):
         ours, theirs = (run_gather(impl, widths, dtype=dtype, **options)[0] for impl in ("emulated", "reference"))
-        assert_equal_bits(ours[:3], theirs[:3])
-        torch.testing.assert_close(ours[3], theirs[3], rtol=1e-6 if dtype == torch.float32 else 1e-15, atol=0)
+        assert_equal_bits(ours[:2], theirs[:2])
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-15
+        torch.testing.assert_close(ours[2], theirs[2], rtol=tolerance, atol=tolerance)
 
 
 @impls
 @pytest.mark.parametrize("width", [3, 12])
 def test_gather_rounds_rows_to_bfloat16(width: int, impl: str) -> None:
-    (_, rows, *_), tensors = run_gather(impl, (width, width), dtype=torch.float32, bf16=True)
+    (_, rows, _), tensors = run_gather(impl, (width, width), dtype=torch.float32, bf16=True)
     weight, items = tensors[3], tensors[6]
     assert rows.dtype == torch.bfloat16
     assert torch.equal(rows[0, 0], weight[items[0, 0]].bfloat16()) and not rows[-1].any()
@@ -141,15 +150,16 @@ def gather_arguments_without_items(embedding: Tensor, inputs: Tensor, weight: Te
 @impls
 @pytest.mark.parametrize("steps", [1, 3, 70])
 def test_losses_are_stored_and_a_loss_that_is_not_finite_stops_updates(steps: int, impl: str) -> None:
-    losses, active = torch.rand(steps, dtype=torch.float64), torch.ones(steps, dtype=torch.bool)
+    losses, active = torch.rand(steps, 40, dtype=torch.float64), torch.ones(steps, dtype=torch.bool)
     stopped, enabled = torch.tensor(False), torch.tensor(False)
     step_losses = torch.empty(steps, dtype=torch.float64)
     run("step_store_losses_", impl, losses, active, stopped, step_losses, enabled)
-    assert torch.equal(step_losses, losses) and enabled and not stopped
+    torch.testing.assert_close(step_losses, losses.sum(1), rtol=1e-14, atol=0)
+    assert enabled and not stopped
 
     for bad in (torch.nan, torch.inf, -torch.inf):
         stopped.fill_(False)
-        losses[-1], active[-1] = bad, False  # the loss of a step that is not active is ignored
+        losses[-1, 33], active[-1] = bad, False  # the loss of a step that is not active is ignored
         run("step_store_losses_", impl, losses, active, stopped, step_losses, enabled)
         assert step_losses[-1] == 0 and bool(enabled) == (steps > 1) and not stopped
         active[-1] = True
@@ -178,23 +188,72 @@ def dense_update_arguments(
 )
 def test_apply_updates_weights_as_sparse_adagrad(shapes: list[tuple[int, ...]], momentum: bool, impl: str) -> None:
     weights, accumulators, velocities, grads, states, outputs = dense_update_arguments(shapes)
+    arguments = (weights, accumulators, velocities if momentum else [], grads, states, outputs)
+    check_dense_update("step_apply_", impl, arguments, grads)
+
+
+def check_dense_update(name: str, impl: str, arguments: tuple[list[Tensor], ...], grads: list[Tensor]) -> None:
+    """Assert that an operator updates weights as SparseAdagrad does, copies the outputs, and can be disabled.
+
+    arguments: weights, accumulators, velocities (none without momentum), lists that define the gradients, hidden states
+        and outputs. grads: the gradients.
+    """
+    weights, accumulators, velocities, *_, states, outputs = arguments
+    hyperparameters = HYPERPARAMETERS if velocities else HYPERPARAMETERS * torch.tensor([1.0, 0.0, 1.0])
     parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
-    optimizer = SparseAdagrad(parameters, 0.1, 0.3 if momentum else 0.0, impl="reference")
+    optimizer = SparseAdagrad(parameters, *hyperparameters.tolist()[:2], impl="reference")
     for i, parameter in enumerate(parameters):
         parameter.grad = grads[i].clone()
         optimizer.state[parameter] = {"accumulator": accumulators[i].clone()}
-        optimizer.state[parameter] |= {"velocity": velocities[i].clone()} if momentum else {}
-    hyperparameters = HYPERPARAMETERS if momentum else HYPERPARAMETERS * torch.tensor([1.0, 0.0, 1.0])
-    arguments = (weights, accumulators, velocities if momentum else [], grads, states, outputs)
+        optimizer.state[parameter] |= {"velocity": velocities[i].clone()} if velocities else {}
     copies = [tensor.clone() for tensors in arguments for tensor in tensors]
-    run("step_apply_", impl, *arguments, DISABLED, hyperparameters)
+    run(name, impl, *arguments, DISABLED, hyperparameters)
     assert_equal_bits([tensor for tensors in arguments for tensor in tensors], copies)
-    run("step_apply_", impl, *arguments, ENABLED, hyperparameters)
+    run(name, impl, *arguments, ENABLED, hyperparameters)
     optimizer.step()
-    torch.testing.assert_close(weights, [p.detach() for p in parameters], rtol=1e-14, atol=1e-15)
-    expected = [optimizer.state[parameter]["accumulator"] for parameter in parameters]
-    torch.testing.assert_close(accumulators, expected, rtol=1e-14, atol=1e-15)
+    for ours, theirs in (
+        (weights, [parameter.detach() for parameter in parameters]),
+        (accumulators, [optimizer.state[parameter]["accumulator"] for parameter in parameters]),
+        (velocities, [optimizer.state[parameter]["velocity"] for parameter in parameters] if velocities else []),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-14)
     assert_equal_bits(states, outputs)
+
+
+def product_arguments(
+    depth: int, shapes: list[tuple[int, int]], dtype: torch.dtype = torch.float64, momentum: bool = True
+) -> tuple[list[Tensor], ...]:
+    """Return lists as arguments of step_products_, with a matrix, a bias and two hidden states for each shape.
+
+    The lists are weights, accumulators, velocities, left and right factors of the gradients, hidden states, outputs.
+    """
+    g = seeded()
+
+    def rand(*shapes: tuple[int, ...]) -> list[Tensor]:
+        return [torch.rand(shape, generator=g, dtype=dtype) for shape in shapes]
+
+    weights = [shape for rows, columns in shapes for shape in ((rows, columns), (rows,))]
+    factors = rand(*[(depth, shape[0]) for shape in weights]), rand(*[(depth, columns) for _, columns in shapes])
+    states = [(depth, columns) for _, columns in shapes for _ in range(2)]
+    velocities = rand(*weights) if momentum else []
+    return rand(*weights), rand(*weights), velocities, *factors, rand(*states), rand(*states)
+
+
+@impls
+@pytest.mark.parametrize("momentum", [True, False])
+@pytest.mark.parametrize(
+    ("depth", "shapes"),
+    [(1, [(1, 1)]), (70, [(65, 33), (7, 40)]), (5, [(3, 4), (33, 2), (0, 3), (2, 0), (1, 70), (9, 9), (2, 2)] * 2)],
+    ids=["small", "two", "more than fit one launch"],
+)
+def test_products_update_weights_as_sparse_adagrad(
+    depth: int, shapes: list[tuple[int, int]], momentum: bool, impl: str
+) -> None:
+    arguments = product_arguments(depth, shapes, momentum=momentum)
+    _, _, _, lefts, rights, *_ = arguments
+    grads = [left.sum(0) for left in lefts]  # those of the biases; every second weight is a matrix
+    grads[::2] = [left.T @ right for left, right in zip(lefts[::2], rights, strict=True)]
+    check_dense_update("step_products_", impl, arguments, grads)
 
 
 def row_update_arguments(
@@ -213,8 +272,8 @@ def row_update_arguments(
     return {
         **tables, **biases, "rows": rows, "positions": positions,
         "grad_inputs": torch.randn(n_inputs, width, generator=g, dtype=dtype),
-        "grad_items": torch.randn(n_items, width, generator=g, dtype=dtype),
-        "grad_bias": torch.randn(n_items, generator=g, dtype=dtype),
+        "mask": torch.randn(n_inputs, width, generator=g, dtype=dtype),
+        "grad_items": torch.randn(n_items, width + 4, generator=g, dtype=dtype),  # column `width`: of the bias
     }  # fmt: skip
 
 
@@ -223,7 +282,7 @@ def row_update_arguments(
 def test_rows_with_a_gradient_follow_the_formulas_and_others_are_unchanged(has_bias: bool, impl: str) -> None:
     arguments = row_update_arguments(6)
     if not has_bias:
-        arguments |= dict.fromkeys(["bias_weight", "bias_accumulator", "bias_velocity", "grad_bias"])
+        arguments |= dict.fromkeys(["bias_weight", "bias_accumulator", "bias_velocity"])
     copies = {name: None if tensor is None else tensor.clone() for name, tensor in arguments.items()}
     run("step_rows_", impl, *arguments.values(), DISABLED, HYPERPARAMETERS)
     unchanged = [tensor for tensor in arguments.values() if tensor is not None]
@@ -231,8 +290,8 @@ def test_rows_with_a_gradient_follow_the_formulas_and_others_are_unchanged(has_b
 
     run("step_rows_", impl, *arguments.values(), ENABLED, HYPERPARAMETERS)
     index = torch.empty_like(arguments["rows"]).scatter_(0, arguments["positions"], arguments["rows"])
-    grads = torch.cat([arguments["grad_inputs"], arguments["grad_items"]])
-    grad_bias = None if not has_bias else torch.cat([torch.zeros(6, dtype=torch.float64), arguments["grad_bias"]])
+    grads = torch.cat([arguments["grad_inputs"] * arguments["mask"], arguments["grad_items"][:, :6]])
+    grad_bias = torch.cat([torch.zeros(6, dtype=torch.float64), arguments["grad_items"][:, 6]]) if has_bias else None
     for row in range(30):
         check_row(arguments, copies, "", row, grads, index == row)
         if grad_bias is not None:  # the first 6 gradients are those of inputs, which have no bias
@@ -295,7 +354,7 @@ def test_emulated_tables_of_more_than_two_to_the_31_elements() -> None:
         table, accumulator, grad = (torch.empty(n, width) for _ in range(3))
         grad[-1, -300:], table[-1, -300:], accumulator[-1, -300:] = 3.0, 1.0, 16.0
         no_velocity_or_bias = [None] * 4
-        gradients = (rows, positions, grad[:0], grad, None)
+        gradients = (rows, positions, grad[:0], None, grad)
         run("step_rows_", "emulated", table, accumulator, *no_velocity_or_bias, *gradients, ENABLED, hyperparameters)
         arguments = gather_arguments_without_items(table, index.view(1, -1), table[:1, :4], torch.zeros(1))
         x = run("step_gather", "emulated", *arguments)[0]
@@ -307,7 +366,8 @@ def test_emulated_tables_of_more_than_two_to_the_31_elements() -> None:
 # (operator, wrong argument, error message)
 WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ("step_rows_", {"rows": torch.zeros(3, dtype=torch.int64)}, "rows must be int64"),
-    ("step_rows_", {"grad_bias": None}, "go together"),
+    ("step_rows_", {"bias_accumulator": None}, "go together"),
+    ("step_rows_", {"grad_items": torch.rand(40, 6, dtype=torch.float64)}, "grad_items must have a column for each"),
     ("step_rows_", {"weight": torch.rand(6, 30, dtype=torch.float64).T}, "weight must be contiguous"),
     ("step_rows_", {"weight": torch.rand(30, 6).half()}, "float32 and float64"),
 ]
@@ -328,3 +388,124 @@ def test_native_step_operator_on_the_cpu_is_an_error(impl: str) -> None:
             step_operator("step_rows_", impl, CPU)
     else:
         assert callable(step_operator("step_rows_", impl, CPU))
+
+
+def one_step_arguments(lanes: int, inputs: int, hidden: int, dtype: torch.dtype, mask: bool = True) -> dict[str, Any]:
+    """Return the tensors of step_gru by the names of its arguments."""
+    g = seeded()
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=dtype) / 4
+
+    return {
+        "x": randn(lanes, inputs), "weight_ih": randn(3 * hidden, inputs), "bias_ih": randn(3 * hidden),
+        "state": randn(lanes, hidden), "weight_hh": randn(3 * hidden, hidden), "bias_hh": randn(3 * hidden),
+        "reset": torch.arange(lanes) % 3 == 0, "output_mask": randn(lanes, hidden) if mask else None,
+    }  # fmt: skip
+
+
+def gru_gradient_arguments(arguments: dict[str, Any], saved: Tensor) -> list[Tensor]:
+    """Return the arguments of step_gru_backward after step_gru has returned `saved`."""
+    state = arguments["state"]
+    grad_output = torch.randn(state.shape, generator=seeded(1), dtype=state.dtype)
+    return [grad_output, saved, state, arguments["reset"], arguments["output_mask"]]
+
+
+@impls
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("lanes", "inputs", "hidden"), [(1, 1, 1), (5, 7, 9), (33, 132, 12), (40, 12, 116)])
+@pytest.mark.parametrize("mask", [True, False])
+def test_one_step_of_the_gru_equals_torch(
+    mask: bool, lanes: int, inputs: int, hidden: int, dtype: torch.dtype, impl: str
+) -> None:
+    """Compare with nn.GRUCell and autograd. The products have rows of several chunks, and rows that are not aligned."""
+    arguments = one_step_arguments(lanes, inputs, hidden, dtype, mask)
+    output, saved, scored = run("step_gru", impl, *arguments.values(), hidden + 3 if mask else 0, False)
+    grads = run("step_gru_backward", impl, *gru_gradient_arguments(arguments, saved))
+
+    # The gradients of the biases are sums of those of [W_ih x + b_ih] and [W s + b] over the lanes. So there is a cell
+    # for each lane, which has biases of its own.
+    x, weight_ih, bias_ih, state, weight_hh, bias_hh, reset, output_mask = arguments.values()
+    previous = state * ~reset.unsqueeze(1)
+    biases = [bias.expand(lanes, -1).clone().requires_grad_() for bias in (bias_ih, bias_hh)]
+    cell = torch.nn.GRUCell(inputs, hidden, dtype=dtype)
+    expected = torch.cat(
+        [
+            torch.func.functional_call(
+                cell,
+                {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": biases[0][i], "bias_hh": biases[1][i]},
+                (x[i : i + 1], previous[i : i + 1]),
+            )
+            for i in range(lanes)
+        ]
+    ) * (1 if output_mask is None else output_mask)
+    expected_grads = torch.autograd.grad(expected, biases, gru_gradient_arguments(arguments, saved)[0])
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-13
+    expected = expected.detach()
+    torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close([*grads], [*expected_grads, previous], rtol=tolerance, atol=tolerance)
+    if mask:
+        assert torch.equal(scored[:, :hidden], output) and torch.equal(scored[0, hidden:], scored.new_tensor([1, 0, 0]))
+    else:
+        assert scored.numel() == 0
+
+
+@impls
+def test_scored_states_have_a_column_of_ones_and_may_be_bfloat16(impl: str) -> None:
+    output, _, scored = run("step_gru", impl, *one_step_arguments(3, 5, 8, torch.float32).values(), 16, True)
+    assert torch.equal(scored, scored_states(output, 16).bfloat16())
+    without_units = run("step_gru", impl, *one_step_arguments(2, 5, 0, torch.float32).values(), 2, False)[2]
+    assert torch.equal(without_units, torch.tensor([[1.0, 0.0]] * 2))
+
+
+LOSS_OPTIONS = (4.0, 0.5, 1.5, 0.1)  # batch_size, elu_param, bpreg, label_smoothing
+
+
+def loss_arguments(lanes: int, n: int, hidden: int, dtype: torch.dtype, masked: bool = True) -> list[Any]:
+    """Return hidden, rows, offsets, live and ids as arguments of step_loss; n is the number of negatives.
+
+    If `masked`, the last lane is dead, the last negative is padding, and ids of negatives equal those of targets.
+    """
+    g = seeded()
+    hidden_states, rows = (torch.randn(size, hidden, generator=g, dtype=dtype) for size in (lanes, lanes + n))
+    offsets, live = torch.randn(lanes + n, generator=g, dtype=dtype), torch.ones(lanes, dtype=torch.bool)
+    ids = torch.randint(9, (lanes + n,), generator=g)
+    if masked:
+        live[-1] = False
+        for i in (lanes - 1, -1):
+            offsets[i], rows[i], ids[i] = -torch.inf, 0, -1
+    return [scored_states(hidden_states, hidden + 3), rows, offsets, live, ids if masked else None]
+
+
+@impls
+@pytest.mark.parametrize("loss", ["cross-entropy", "bpr-max", "bpr", "top1", "top1-max"])
+@pytest.mark.parametrize(("lanes", "n", "hidden"), [(1, 3, 1), (5, 0, 6), (6, 40, 9)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_loss_of_a_step_equals_autograd(
+    masked: bool, lanes: int, n: int, hidden: int, loss: str, impl: str
+) -> None:
+    """The bias of sampled_loss takes the place of the offsets, so its gradient is column H of the gradient of rows."""
+    arguments = loss_arguments(lanes, n, hidden, torch.float64, masked)
+    losses, *grads = run("step_loss", impl, *arguments, loss, *LOSS_OPTIONS)
+    leaves = [tensor.clone().requires_grad_() for tensor in (arguments[0][:, :hidden], *arguments[1:3])]
+    options = dict(zip(("batch_size", "elu_param", "bpreg", "label_smoothing"), LOSS_OPTIONS, strict=True))
+    expected = ops.sampled_loss(
+        *leaves, loss=loss, live=arguments[3], ids=arguments[4], in_batch=True, impl="reference", **options
+    )
+    grad_hidden, grad_rows, grad_bias = torch.autograd.grad(expected, leaves)
+    tolerance = {"rtol": 1e-11, "atol": 1e-13}
+    torch.testing.assert_close(losses.sum(), expected.detach(), **tolerance)
+    assert not losses[~arguments[3]].any()
+    torch.testing.assert_close(grads[0], grad_hidden, **tolerance)
+    torch.testing.assert_close(
+        grads[1][:, : hidden + 1], torch.cat([grad_rows, grad_bias.unsqueeze(1)], 1), **tolerance
+    )
+
+
+@needs_emulation
+@pytest.mark.parametrize("loss", ["cross-entropy", "bpr-max"])
+def test_the_emulated_loss_of_bfloat16_rows_equals_reference(loss: str) -> None:
+    hidden, rows, *others = loss_arguments(6, 40, 16, torch.float32)
+    arguments = (hidden.bfloat16(), rows.bfloat16(), *others, loss, *LOSS_OPTIONS)
+    ours, theirs = (run("step_loss", impl, *arguments) for impl in ("emulated", "reference"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)

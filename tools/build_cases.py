@@ -372,7 +372,7 @@ def training_step(impl: str, large: bool, dtype: torch.dtype, operator: str) -> 
         return list(call(table, inputs, mask, table, *biases, items, lanes, 0.5, 0.75, operator.endswith("bf16")))
     if operator == "settle":
         results = [torch.tensor(False), torch.empty(9, dtype=dtype), torch.tensor(False)]  # stopped, losses, enabled
-        call(randn((9,), dtype, 1), torch.arange(9) < 7, *results)
+        call(randn((9, 1), dtype, 1), torch.arange(9) < 7, *results)
         return results
     if operator == "apply":
         # weights, accumulators, velocities, gradients, hidden states, outputs
@@ -382,7 +382,7 @@ def training_step(impl: str, large: bool, dtype: torch.dtype, operator: str) -> 
         return [tensor for tensors in lists for tensor in tensors]
     # weight, accumulator and velocity of the table [rows, width] and of the bias [rows]
     tables = [randn((rows, width)[:dim], dtype, seed).abs() for seed, dim in enumerate((2, 2, 2, 1, 1, 1))]
-    grads = randn((lanes, width), dtype, 8), randn((n, width), dtype, 9), randn((n,), dtype, 10)
+    grads = randn((lanes, width), dtype, 8), None, randn((n, width + 4), dtype, 9)
     row_indices, order = randint(-1, rows, (lanes + n,), 7).sort(stable=True)
     call(*tables, row_indices, order, *grads, enabled, hyperparameters)
     return tables

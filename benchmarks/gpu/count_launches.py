@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import cuda_emulator
 import torch
@@ -25,11 +27,21 @@ from gru4rec_fast.training import CapturedTrainingStep
 
 NO_LAUNCH = {  # operators without a kernel: they return a view, allocate, or call another operator
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "contiguous", "detach", "empty", "empty_like",
-    "empty_strided", "expand", "flatten", "linear", "matmul", "narrow", "numpy_T", "permute", "reshape", "resize_",
-    "resolve_conj", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "zeros",
+    "empty_strided", "expand", "flatten", "linear", "matmul", "narrow", "new_empty", "numpy_T", "permute", "reshape",
+    "resize_", "resolve_conj", "select", "slice", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view",
+    "zeros",
 }  # fmt: skip
 N_ITEMS, N_SAMPLE = 500, 64
-STEPS_PER_GRAPH = 2  # fewer than the default (16), because emulated kernels are slow
+# Training settings and arguments of SessionNetwork, by the name of the case. L100 B32: 100 hidden units, 32 lanes.
+CASES: dict[str, tuple[Setting, dict[str, Any]]] = {
+    "L100 B32, cross-entropy": (SETTINGS[0], {}),
+    "L100 B32, BPR-max": (replace(SETTINGS[2], width=100, batch_size=32), {}),
+    "L100 B32, cross-entropy, two layers": (SETTINGS[0], {"layers": [100, 100]}),
+    "L100 B32, cross-entropy, separate embedding": (SETTINGS[0], {"embedding": "separate", "embedding_dim": 100}),
+    "L100 B32, cross-entropy, one-hot inputs": (SETTINGS[0], {"embedding": "none"}),
+    "L100 B32, cross-entropy, reset_before": (SETTINGS[0], {"gru_form": "reset_before"}),
+}
+STEPS_PER_GRAPH = 16  # the default of CapturedTrainingStep
 
 
 def count_launches(work: Callable[[], object]) -> Counter[str]:
@@ -48,55 +60,55 @@ def count_launches(work: Callable[[], object]) -> Counter[str]:
     return counts
 
 
-def count_step(setting: Setting) -> tuple[float, Counter[str]]:
+def count_step(setting: Setting, **network_arguments: Any) -> tuple[Counter[str], int]:
     """Count the launches of a captured training step.
 
+    network_arguments: arguments of SessionNetwork that differ from the setting.
+
     Returns:
-        Launches that write the inputs of a captured graph, divided by 16: a graph has 16 steps by default, and its
-            inputs need the same number of launches for any number of steps.
-        Launches of one step by operator, without those for the inputs.
+        Launches of one step by operator.
+        Number of launches that a graph needs in addition, whatever its number of steps: they write its inputs, and copy
+            the hidden states.
     """
     lengths = torch.randint(2, 9, (12 * setting.batch_size,), generator=torch.Generator().manual_seed(0))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     items = torch.arange(int(offsets[-1])) % N_ITEMS
     store = SessionStore.from_arrays(items.numpy(), offsets.numpy(), n_items=N_ITEMS)
     support = torch.ones(N_ITEMS, dtype=torch.int64)
+    layers = network_arguments.pop("layers", [setting.width])
     network = SessionNetwork(
-        N_ITEMS, [setting.width], dropout_p_embed=setting.dropout_p_embed, dropout_p_hidden=setting.dropout_p_hidden,
-        impl="emulated",
+        N_ITEMS, layers, dropout_p_embed=setting.dropout_p_embed, dropout_p_hidden=setting.dropout_p_hidden,
+        impl="emulated", **network_arguments,
     )  # fmt: skip
     criterion = SampledLoss(
         setting.loss, batch_size=setting.batch_size, logq=setting.logq, support=support, elu_param=setting.elu_param,
         impl="emulated",
     )  # fmt: skip
     optimizer = SparseAdagrad(network.parameters(), 0.1, setting.momentum, impl="emulated")
-    step = CapturedTrainingStep(network, criterion, optimizer, steps_per_graph=STEPS_PER_GRAPH)
+    step = CapturedTrainingStep(network, criterion, optimizer, steps_per_graph=2)
     loader = SessionParallelLoader(store, setting.batch_size, impl="emulated")
     epoch = step.start_epoch(loader, ops.build_alias_table(support, 0.5), N_SAMPLE, seed=0)
     hidden = network.initial_state(loader.n_lanes)
-    epoch.run(STEPS_PER_GRAPH, hidden, step=0)  # warm-up: some buffers are created at first use
-    captured = epoch.next_updates(STEPS_PER_GRAPH, loader.n_lanes)
-    first_step = STEPS_PER_GRAPH  # the first step after the warm-up
 
-    def write_inputs() -> None:
-        block, negatives = epoch.draw(steps=STEPS_PER_GRAPH, step=first_step)
-        captured.fill(block, negatives, first_step)
+    def run(n: int) -> None:
+        captured = epoch.next_updates(n, loader.n_lanes)
+        captured.fill(*epoch.draw(steps=n, step=0), first_step=0)
+        captured.run(hidden)
 
-    input_launches = count_launches(write_inputs)
-    graph_launches = count_launches(lambda: captured.run(hidden))
-    # Operators with fewer launches than steps run once per graph; they are left out.
-    return input_launches.total() / 16, Counter(
-        {name: n // STEPS_PER_GRAPH for name, n in graph_launches.items() if n >= STEPS_PER_GRAPH}
-    )
+    for n in (1, 2):  # some buffers are created at first use
+        run(n)
+    one, two = (count_launches(lambda n=n: run(n)) for n in (1, 2))
+    per_step = two - one
+    return per_step, one.total() - per_step.total()
 
 
 def main() -> None:
     cuda_emulator.register()
     torch.set_num_threads(1)
-    for setting in SETTINGS:
-        per_step_for_inputs, by_operator = count_step(setting)
-        print(f"{setting}: {by_operator.total()} launches per step: {dict(by_operator)}")
-        print(f"  in addition, in graphs of 16 steps: {per_step_for_inputs:.1f} launches per step for the inputs")
+    for name, (setting, network_arguments) in CASES.items():
+        per_step, per_graph = count_step(setting, **network_arguments)
+        print(f"{name}: {per_step.total()} launches per step: {dict(per_step)}")
+        print(f"  and {per_graph} per graph, {per_graph / STEPS_PER_GRAPH:.1f} per step")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 //
 //   nvcc -std=c++17 -O3 -arch=sm_90 latencies.cu -o latencies && ./latencies
 //
-// A training step consists of about twenty small kernels. The latencies decide how to run them: as nodes of a CUDA
+// A training step consists of about a dozen small kernels. The latencies decide how to run them: as nodes of a CUDA
 // graph, with or without programmatic dependent launch, or as phases of one persistent kernel, separated by grid
 // barriers.
 #include <cooperative_groups.h>

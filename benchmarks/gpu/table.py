@@ -5,7 +5,7 @@
 A call is one benchmark session on a GPU machine; call.py writes its results.json. A row compares this package with
 other implementations ("sides") at one workload. In the JSON, row["row"] is the row's name, row["workload"] its workload
 (a key of WORKLOADS), and "ceilings" are the device's measured rates. Workloads without a result are shown as "not
-measured yet". This module needs the standard library only.
+measured yet", with the time that `gpu.time_model` predicts. This module needs the standard library only.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from cpu_table import format_duration, format_ratio
 
+from gpu.time_model import Speed, predict
 from gpu.workloads import OURS, WORKLOADS, Goal
 
 BEGIN, END = "<!-- gpu rows -->", "<!-- end of gpu rows -->"
@@ -35,11 +37,13 @@ def render(results: Sequence[dict[str, Any]]) -> list[str]:
     """
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     rows = [(row, result.get("ceilings", {})) for result in results for row in result.get("rows", [])]
+    speed = Speed.measured(results)
     for key, workload in WORKLOADS.items():
         rows_of_workload = [(row, rates) for row, rates in rows if row["workload"] == key]
         lines += [_line(cells) for row, rates in rows_of_workload for cells in _cells_of_row(row, rates)]
         if not rows_of_workload:
-            cells = [workload.description, "", workload.baseline, "", "not measured yet", "", ""]
+            predictions = "; ".join(starmap(_describe_prediction, predict(key, speed)))
+            cells = [workload.description, predictions, workload.baseline, "", "not measured yet", "", ""]
             lines.append(_line([*cells, "; ".join(goal.text() for goal in workload.goals), ""]))
     for result in results:
         lines += ["", _describe_device(result)]
@@ -71,6 +75,13 @@ def _cells_of_row(row: dict[str, Any], rates: dict[str, float]) -> Iterator[list
             goals = "; ".join(goal.text() for goal in workload.goals)
             met = "; ".join(_verdict(goal, values[goal.kind]) for goal in workload.goals)
         yield [row["row"], ours, other, theirs, ratio, mib, shares, goals, met]
+
+
+def _describe_prediction(case: str, terms: tuple[float, float, float]) -> str:
+    """Return a predicted time and its terms in seconds as text, e.g. "model: 40 us (38 + 0.59 + 0.77)"."""
+    scale, unit = (1e6, "us") if sum(terms) < 1e-3 else (1e3, "ms")
+    total, *numbers = (f"{float(f'{seconds * scale:.2g}'):g}" for seconds in (sum(terms), *terms))
+    return f"{f'{case}, ' if case else ''}model: {total} {unit} ({' + '.join(numbers)})"
 
 
 def goal_values(row: dict[str, Any], copy_rate: float | None) -> dict[str, float | None]:

@@ -175,7 +175,10 @@ __global__ void __launch_bounds__(kGruLanesThreads, 1) gru_lanes_backward_kernel
     return layer.reset_after ? sum + sums[2 * hidden + j].lane[l] : sum;
   };
 
-  for (int i = thread; i < gate_units * hidden; i += threads) weight[i] = layer.weight[i];
+  // A single step in the reset_after form needs the weights for the gradient of the state only.
+  if (layer.steps > 1 || p.grad_state != nullptr || !layer.reset_after) {
+    for (int i = thread; i < gate_units * hidden; i += threads) weight[i] = layer.weight[i];
+  }
   for (int i = thread; i < gate_units * kLanes; i += threads) grad_recurrent[i / kLanes].lane[i % kLanes] = 0;
   __syncthreads();
   for (int64_t t = layer.steps - 1; t >= 0; --t) {

@@ -3,6 +3,7 @@
 #include "gru/cuda.cuh"
 
 #include "gru/all_steps.cuh"
+#include "gru/one_step.cuh"
 
 namespace grf::cuda {
 namespace {
@@ -106,11 +107,24 @@ void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second_laun
   }
 }
 
-#define GRF_INSTANTIATE(T)                                                             \
-  template void launch_gru_all_steps<T>(const GruForward<T>&, cudaStream_t);           \
-  template void launch_gru_all_steps<T>(const GruBackward<T>&, cudaStream_t);          \
-  template void launch_gru_step<T>(const GruForward<T>&, int64_t, bool, cudaStream_t); \
-  template void launch_gru_step<T>(const GruBackward<T>&, int64_t, bool, cudaStream_t);
+template <typename T>
+void launch_gru_one_step(GruOneStep<T> step, cudaStream_t stream) {
+  const GruLayer<T>& layer = step.forward.layer;
+  if (layer.lanes == 0) return;
+  step.wide_input = is_wide<T>(step.input, {step.x, step.weight_ih});
+  step.wide_state = is_wide<T>(layer.hidden, {layer.state, layer.weight});
+  // At least one block of units: the scored states also have columns if H = 0.
+  const int64_t unit_tiles = std::max((layer.hidden + kStepUnits - 1) / kStepUnits, int64_t{1});
+  const dim3 grid(static_cast<unsigned>(unit_tiles), static_cast<unsigned>((layer.lanes - 1) / kStepLanes + 1));
+  GRF_LAUNCH((gru_one_step_kernel<T>), grid, kGruStepThreads, 0, stream, step);
+}
+
+#define GRF_INSTANTIATE(T)                                                              \
+  template void launch_gru_all_steps<T>(const GruForward<T>&, cudaStream_t);            \
+  template void launch_gru_all_steps<T>(const GruBackward<T>&, cudaStream_t);           \
+  template void launch_gru_step<T>(const GruForward<T>&, int64_t, bool, cudaStream_t);  \
+  template void launch_gru_step<T>(const GruBackward<T>&, int64_t, bool, cudaStream_t); \
+  template void launch_gru_one_step<T>(GruOneStep<T>, cudaStream_t);
 GRF_INSTANTIATE(float)
 GRF_INSTANTIATE(double)
 #undef GRF_INSTANTIATE

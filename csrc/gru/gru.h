@@ -54,6 +54,20 @@ struct GruForward {
   const T *product, *product_n;
 };
 
+// Parameters of the kernel of a single step (T = 1) in the reset_after form, from the layer's input to its output.
+template <typename T>
+struct GruOneStep {
+  GruForward<T> forward;         // gate_inputs and the products are not used
+  const T* x;                    // [B, input]
+  const T *weight_ih, *bias_ih;  // [3H, input], [3H]
+  int64_t input;
+  // [B, scored_width], one of them written, or both null: the output, a column of ones, and zeros.
+  T* scored;
+  uint16_t* scored_bf16;
+  int64_t scored_width;
+  bool wide_input, wide_state;  // rows of x and weight_ih, of state and weight can be read 16 bytes at a time
+};
+
 // Parameters of the backward kernels.
 template <typename T>
 struct GruBackward {
@@ -62,7 +76,8 @@ struct GruBackward {
   T* grad_gate_inputs;                    // [T, B, 3H], written
   T* grad_recurrent;                      // [T, B, 3H], written: gradient of W s + b; null in the reset_before form
   T* prev_states;                         // [T, B, H], written: s of every step
-  T* grad_state;    // [B, H]: gradient of the state between two steps; after all steps, gradient of layer.state
+  // [B, H]: gradient of the state between two steps; after all steps, gradient of layer.state. May be null if T = 1.
+  T* grad_state;
   const T* grad_q;  // [B, H]: gradient of q in the current step; null in the reset_after form
 };
 
@@ -84,6 +99,10 @@ template <typename T>
 void launch_gru_step(const GruForward<T>& forward, int64_t t, bool second_launch, cudaStream_t stream);
 template <typename T>
 void launch_gru_step(const GruBackward<T>& backward, int64_t t, bool second_launch, cudaStream_t stream);
+
+// Launches the kernel of a single step. Sets step.wide_input and step.wide_state.
+template <typename T>
+void launch_gru_one_step(GruOneStep<T> step, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace grf

@@ -11,18 +11,20 @@ namespace grf {
 // The arguments of the operator, contiguous. The score matrix has M rows: one per hidden state, each with a target
 // item. N is the number of negative items. In a tensor [M + N, ...], the first M elements belong to the targets and the
 // other N to the negatives. All tensors but `hidden` and `rows` are undefined if their argument is None.
-//   hidden  [M, H], hidden states
+//   hidden  [M, H], hidden states; more columns, if any, are multiplied only for the gradient of rows
 //   rows    [M + N, H], rows of the output table
 //   bias    [M + N], output bias
 //   live    bool [M], false for a hidden state that has no loss
 //   log_q   [M + N], subtracted from the scores (logQ correction)
 //   ids     int64 [M + N], items; a negative that equals a row's target is masked in this row
 //   count   [N], how often each negative occurs
+//   offsets [M + N], added to the scores in place of bias and log_q; -inf for the targets of dead rows
 // in_batch: if true, the score matrix also has columns for the targets, and a row's negatives include the other rows'
 // targets.
 struct LossTensors {
   at::Tensor hidden, rows, bias, live, log_q, ids, count;
   bool in_batch;
+  at::Tensor offsets;
 
   int64_t m() const { return hidden.size(0); }
   int64_t n() const { return rows.size(0) - m(); }
@@ -33,8 +35,9 @@ struct LossTensors {
   at::Tensor column_entries(const at::Tensor& tensor) const { return in_batch ? tensor : tensor.narrow(0, m(), n()); }
 };
 
-// The loss, and its gradients with respect to hidden, rows and bias. For bfloat16 arguments they are float32, because
-// products of bfloat16 matrices are summed in float32.
+// The loss, or the losses of all rows if it is [M], and its gradients with respect to hidden, rows and bias. The
+// gradient of the bias may be undefined. If `hidden` has more columns than H, so has the gradient of rows, with their
+// products. For bfloat16 arguments all are float32, because products of bfloat16 matrices are summed in float32.
 struct LossResults {
   at::Tensor loss, hidden, rows, bias;
 };

@@ -38,9 +38,10 @@ void multiply(Tensor& c, Tensor a, Tensor b, bool add) {
 }
 
 // Returns bias - log_q [M + N], with -inf for the targets of dead rows (`live` is false). If that is the bias alone,
-// returns `bias`, which may be undefined.
+// returns `bias`, which may be undefined. Returns the given offsets, if there are any.
 template <typename T>
 Tensor score_offsets(const LossTensors& args, const at::TensorOptions& options, cudaStream_t stream) {
+  if (args.offsets.defined()) return args.offsets;
   if (!args.log_q.defined() && !(args.in_batch && args.live.defined())) return args.bias;
   Tensor offsets = at::empty({args.rows.size(0)}, options);
   const ScoreOffsets<T> offset_args{args.m(),
@@ -73,22 +74,27 @@ void run_in_chunks(const LossTensors& args, const LossOptions<T>& options, LossR
   const int64_t stride = std::max((columns + multiple - 1) / multiple, int64_t{1}) * multiple;
   const int64_t chunk = chunk_rows(m, stride * static_cast<int64_t>(sizeof(T) + (in_place ? 0 : sizeof(Operand))));
   const Tensor offsets = score_offsets<T>(args, sum_options, stream);
-  Tensor losses = at::empty({m}, sum_options), all_scores = at::empty({chunk, stride}, sum_options);
+  const bool returns_all_losses = results.loss.dim() == 1, has_bias = results.bias.defined();
+  const int64_t width = args.rows.size(1);
+  Tensor losses = returns_all_losses ? results.loss : at::empty({m}, sum_options),
+         all_scores = at::empty({chunk, stride}, sum_options);
   const Tensor all_grads = in_place ? all_scores : at::empty({chunk, stride}, operand_options);
   const Tensor rows = args.column_entries(args.rows);
-  Tensor grad_rows = args.column_entries(results.rows), grad_bias = args.column_entries(results.bias);
-  if (m == 0) grad_rows.zero_(), grad_bias.zero_();
+  Tensor grad_rows = args.column_entries(results.rows), grad_bias;
+  if (has_bias) grad_bias = args.column_entries(results.bias);
+  if (m == 0) grad_rows.zero_();
+  if (m == 0 && has_bias) grad_bias.zero_();
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t n_rows = std::min(chunk, m - first);
     const Tensor h = args.hidden.narrow(0, first, n_rows);
     const Tensor grads = all_grads.narrow(0, 0, n_rows).narrow(1, 0, columns);
     Tensor scores = all_scores.narrow(0, 0, n_rows).narrow(1, 0, columns),
            grad_h = results.hidden.narrow(0, first, n_rows);
-    multiply(scores, h, rows.t(), /*add=*/false);
+    multiply(scores, h.narrow(1, 0, width), rows.t(), /*add=*/false);
     make_losses<Operand>({options,
                           m,
                           n,
-                          /*width=*/args.hidden.size(1),
+                          width,
                           args.in_batch,
                           first,
                           n_rows,
@@ -104,17 +110,18 @@ void run_in_chunks(const LossTensors& args, const LossOptions<T>& options, LossR
                           losses.mutable_data_ptr<T>(),
                           /*grad_hidden=*/results.hidden.mutable_data_ptr<T>(),
                           /*grad_rows=*/results.rows.mutable_data_ptr<T>(),
-                          /*grad_bias=*/results.bias.mutable_data_ptr<T>()},
+                          /*grad_bias=*/mutable_data_or_null<T>(results.bias)},
                          stream);
     multiply(grad_h, grads, rows, /*add=*/!args.in_batch);  // adds to what make_losses wrote
     multiply(grad_rows, grads.t(), h, /*add=*/first > 0);
+    if (!has_bias) continue;
     if (first == 0) {
       at::sum_out(grad_bias, grads, /*dim=*/0, /*keepdim=*/false, grad_bias.scalar_type());
     } else {
       grad_bias.add_(at::sum(grads, /*dim=*/0, /*keepdim=*/false, grad_bias.scalar_type()));
     }
   }
-  at::sum_out(results.loss, losses, /*dim=*/0);
+  if (!returns_all_losses) at::sum_out(results.loss, losses, /*dim=*/0);
 }
 
 }  // namespace

@@ -23,14 +23,14 @@ __device__ __forceinline__ T divide_by_root(T x, T y) {
 #define GRF_RULE __device__ __forceinline__
 #include "sparse_update/update_rules.inc"
 
-// Returns the sum of N columns of several gradients, in the order of i = begin .. end - 1. grad_columns(i) returns a
-// pointer to the columns of the i-th gradient.
+// Returns the sum of N columns of several gradients, in the order of i = begin .. end - 1. grad_columns(i) loads the
+// columns of the i-th gradient.
 template <typename T, int N, typename GradColumns>
 __device__ __forceinline__ Columns<T, N> sum_gradients(int64_t begin, int64_t end, const GradColumns& grad_columns) {
-  Columns<T, N> sum = load_columns<T, N>(grad_columns(begin));
+  Columns<T, N> sum = grad_columns(begin);
 #pragma unroll 4
   for (int64_t i = begin + 1; i < end; ++i) {
-    const Columns<T, N> grad = load_columns<T, N>(grad_columns(i));
+    const Columns<T, N> grad = grad_columns(i);
     for (int j = 0; j < N; ++j) sum.at[j] += grad.at[j];
   }
   return sum;
@@ -92,14 +92,15 @@ __global__ void __launch_bounds__(kUpdateThreads)
     update_rows_kernel(RowTable<T> table, SortedGradients<T> gradients, Options<T> options) {
   GRF_DEVICE_CHECK(gradients.sorted_index[0] >= -1 && gradients.sorted_index[gradients.n - 1] < table.n_rows,
                    "index: holds a row that is out of range for the table");
-  for_touched_rows(
-      gradients.sorted_index, gradients.n, table.width / N, [&](int64_t row, int64_t begin, int64_t end, int64_t task) {
-        const int64_t column = task * N, offset = row * table.width + column;
-        const Columns<T, N> grad = sum_gradients<T, N>(
-            begin, end, [&](int64_t i) { return gradients.grad + gradients.positions[i] * table.width + column; });
-        update_columns<T, N>(options, grad, table.weight + offset, offset_or_null(table.state_1, offset),
-                             offset_or_null(table.state_2, offset));
-      });
+  for_touched_rows(gradients.sorted_index, gradients.n, table.width / N,
+                   [&](int64_t row, int64_t begin, int64_t end, int64_t task) {
+                     const int64_t column = task * N, offset = row * table.width + column;
+                     const Columns<T, N> grad = sum_gradients<T, N>(begin, end, [&](int64_t i) {
+                       return load_columns<T, N>(gradients.grad + gradients.positions[i] * table.width + column);
+                     });
+                     update_columns<T, N>(options, grad, table.weight + offset, offset_or_null(table.state_1, offset),
+                                          offset_or_null(table.state_2, offset));
+                   });
 }
 
 }  // namespace grf::cuda

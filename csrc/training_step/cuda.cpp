@@ -5,13 +5,18 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
+#include <algorithm>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
 #include "common/device.h"
 #include "common/operator.h"
+#include "gru/arguments.h"
+#include "sampled_loss/arguments.h"
 
 namespace grf::cuda {
 namespace {
@@ -31,10 +36,10 @@ Tensor check_updated(const OptionalTensor& tensor, const char* name, at::IntArra
   return tensor.has_value() ? check_updated(*tensor, name, shape, dtype, device) : Tensor();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const Tensor& inputs,
-                                                  const OptionalTensor& mask, const Tensor& weight, const Tensor& bias,
-                                                  const OptionalTensor& log_support, const Tensor& items, int64_t lanes,
-                                                  double logq, double sample_alpha, bool bf16) {
+std::tuple<Tensor, Tensor, Tensor> gather(const Tensor& embedding, const Tensor& inputs, const OptionalTensor& mask,
+                                          const Tensor& weight, const Tensor& bias, const OptionalTensor& log_support,
+                                          const Tensor& items, int64_t lanes, double logq, double sample_alpha,
+                                          bool bf16) {
   const at::Device device = embedding.device();
   const auto dtype = embedding.scalar_type();
   check_kernel_dtype("step_gather", dtype);
@@ -58,8 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
   const auto options = embedding.options();
   const Tensor x = at::empty({inputs.size(0), inputs.size(1), in_width}, options);
   const Tensor rows = at::empty({steps, columns, out_width}, bf16 ? options.dtype(at::kBFloat16) : options);
-  const Tensor biases = at::empty({steps, columns}, options);
-  const Tensor log_q = support.defined() ? at::empty({steps, columns}, options) : at::empty({0}, options);
+  const Tensor offsets = at::empty({steps, columns}, options);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_gather", [&] {
     using T = scalar_t;
     const GatheredRows<T> input_rows{table.const_data_ptr<T>(),       table.size(0),        in_width,
@@ -73,12 +77,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather(const Tensor& embedding, const
                                     /*mask=*/nullptr,
                                     bf16 ? nullptr : rows.mutable_data_ptr<T>(),
                                     bf16 ? static_cast<uint16_t*>(rows.mutable_data_ptr()) : nullptr};
-    step_gather<T>({input_rows, item_rows, b.const_data_ptr<T>(), data_or_null<T>(support), static_cast<T>(logq),
-                    /*logq_negatives=*/static_cast<T>(logq * sample_alpha), columns, lanes,
-                    biases.mutable_data_ptr<T>(), log_q.mutable_data_ptr<T>()},
-                   current_stream(device));
+    step_gather<T>(
+        {input_rows, item_rows, b.const_data_ptr<T>(), data_or_null<T>(support), static_cast<T>(logq),
+         /*logq_negatives=*/static_cast<T>(logq * sample_alpha), columns, lanes, offsets.mutable_data_ptr<T>()},
+        current_stream(device));
   });
-  return {x, rows, biases, log_q};
+  return {x, rows, offsets};
 }
 
 void store_losses(const Tensor& losses, const Tensor& active, const Tensor& stopped, const Tensor& step_losses,
@@ -86,17 +90,17 @@ void store_losses(const Tensor& losses, const Tensor& active, const Tensor& stop
   const at::Device device = losses.device();
   const auto dtype = losses.scalar_type();
   check_kernel_dtype("step_store_losses_", dtype);
-  const int64_t steps = losses.numel();
-  TORCH_CHECK_VALUE(steps > 0, "losses must hold the loss of at least one step, not ", losses.sizes());
-  const Tensor block_losses = contiguous(losses, "losses", {steps}, dtype, device);
+  TORCH_CHECK_VALUE(losses.dim() == 2 && losses.size(0) > 0, "losses must be [T, B] with T > 0, not ", losses.sizes());
+  const int64_t steps = losses.size(0), lanes = losses.size(1);
+  const Tensor block_losses = contiguous(losses, "losses", {steps, lanes}, dtype, device);
   const Tensor active_steps = contiguous(active, "active", {steps}, at::kBool, device);
   const Tensor stop_flag = check_updated(stopped, "stopped", /*shape=*/{}, at::kBool, device);
   const Tensor stored_losses = check_updated(step_losses, "step_losses", {steps}, dtype, device);
   const Tensor update_flag = check_updated(enabled, "enabled", /*shape=*/{}, at::kBool, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_store_losses_", [&] {
-    step_store_losses_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), active_steps.const_data_ptr<bool>(), steps,
-                                  stop_flag.mutable_data_ptr<bool>(), stored_losses.mutable_data_ptr<scalar_t>(),
+    step_store_losses_<scalar_t>({block_losses.const_data_ptr<scalar_t>(), lanes, active_steps.const_data_ptr<bool>(),
+                                  steps, stop_flag.mutable_data_ptr<bool>(), stored_losses.mutable_data_ptr<scalar_t>(),
                                   update_flag.mutable_data_ptr<bool>()},
                                  current_stream(device));
   });
@@ -140,20 +144,196 @@ void apply(at::TensorList weights, at::TensorList accumulators, at::TensorList v
   });
 }
 
+// Returns the first tensor of two lists, of which one is not empty.
+const Tensor& first_of(at::TensorList first, at::TensorList second) {
+  return (first.empty() ? second : first)[0];
+}
+
+void products(at::TensorList weights, at::TensorList accumulators, at::TensorList velocities, at::TensorList lefts,
+              at::TensorList rights, at::TensorList states, at::TensorList outputs, const Tensor& enabled,
+              const Tensor& hyperparameters) {
+  const at::Device device = enabled.device();
+  const auto n_matrices = static_cast<size_t>(
+      std::count_if(weights.begin(), weights.end(), [](const Tensor& weight) { return weight.dim() == 2; }));
+  TORCH_CHECK_VALUE(
+      accumulators.size() == weights.size() && lefts.size() == weights.size() && rights.size() == n_matrices &&
+          (velocities.empty() || velocities.size() == weights.size()) && states.size() == outputs.size(),
+      "every weight needs an accumulator, a left factor, a right factor if it is a matrix and, with momentum, a "
+      "velocity; every state needs an output");
+  if (weights.empty() && states.empty()) return;
+  const auto dtype = first_of(weights, states).scalar_type();
+  check_kernel_dtype("step_products_", dtype);
+  const Tensor update_flag = contiguous(enabled, "enabled", /*shape=*/{}, at::kBool, device);
+  const Tensor adagrad_values = contiguous(hyperparameters, "hyperparameters", {3}, at::kDouble, device);
+  const DeviceGuard guard(device);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_products_", [&] {
+    using T = scalar_t;
+    const int64_t depth = lefts.empty() ? 0 : lefts[0].size(0);
+    // A launch updates up to kMaxTensors tensors.
+    StepProducts<T> batch{/*products=*/{}, /*n=*/0, depth, update_flag.const_data_ptr<bool>(),
+                          adagrad_values.const_data_ptr<double>()};
+    std::vector<Tensor> kept;  // keeps copies made by `contiguous` alive until the launch
+    const auto data = [&](const Tensor& tensor, const char* name, at::IntArrayRef shape) {
+      kept.push_back(contiguous(tensor, name, shape, dtype, device));
+      return kept.back().template const_data_ptr<T>();
+    };
+    const auto add = [&](GradientProduct<T> product) {
+      if (batch.n == kMaxTensors) step_products_(batch, current_stream(device)), batch.n = 0;
+      const int64_t start = batch.n == 0 ? 0 : batch.products[batch.n - 1].end_tile;
+      product.end_tile = start + step_product_tiles(product.rows, product.columns);
+      batch.products[batch.n++] = product;
+    };
+    size_t matrix = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const auto shape = weights[i].sizes();
+      TORCH_CHECK_VALUE(shape.size() == 1 || shape.size() == 2, "weights must be [R] or [R, C], not ", shape);
+      const int64_t rows = shape[0], columns = shape.size() == 1 ? 1 : shape[1];
+      add({mutable_data_or_null<T>(check_updated(weights[i], "weights", shape, dtype, device)),
+           mutable_data_or_null<T>(check_updated(accumulators[i], "accumulators", shape, dtype, device)),
+           velocities.empty()
+               ? nullptr
+               : mutable_data_or_null<T>(check_updated(velocities[i], "velocities", shape, dtype, device)),
+           data(lefts[i], "lefts", {depth, rows}),
+           weights[i].dim() == 1 ? nullptr : data(rights[matrix++], "rights", {depth, columns}), rows, columns,
+           /*end_tile=*/0});
+    }
+    for (size_t i = 0; i < states.size(); ++i) {
+      const auto shape = states[i].sizes();
+      TORCH_CHECK_VALUE(states[i].dim() == 2, "states must be [B, H], not ", shape);
+      add({mutable_data_or_null<T>(check_updated(states[i], "states", shape, dtype, device)), /*accumulator=*/nullptr,
+           /*velocity=*/nullptr, data(outputs[i], "outputs", shape), /*right=*/nullptr, shape[0], shape[1],
+           /*end_tile=*/0});
+    }
+    step_products_(batch, current_stream(device));
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> one_step(const Tensor& x, const Tensor& weight_ih, const Tensor& bias_ih,
+                                            const Tensor& state, const Tensor& weight_hh, const Tensor& bias_hh,
+                                            const Tensor& reset, const OptionalTensor& output_mask,
+                                            int64_t scored_width, bool bf16) {
+  const auto dtype = state.scalar_type();
+  check_kernel_dtype("step_gru", dtype);
+  TORCH_CHECK_VALUE(x.dim() == 2 && state.dim() == 2, "x must be [B, I] and state [B, H], not ", x.sizes(), " and ",
+                    state.sizes());
+  const at::Device device = state.device();
+  const int64_t lanes = state.size(0), hidden = state.size(1), input = x.size(1);
+  TORCH_CHECK_VALUE(scored_width == 0 || scored_width > hidden, "scored_width=", scored_width,
+                    ": must be 0 or more than the number of hidden units, ", hidden);
+  TORCH_CHECK_VALUE(!bf16 || dtype == at::kFloat, "bf16=True needs float32 tensors, not ", dtype);
+  const Tensor in = contiguous(x, "x", {lanes, input}, dtype, device);
+  const Tensor w_ih = contiguous(weight_ih, "weight_ih", {3 * hidden, input}, dtype, device);
+  const Tensor b_ih = contiguous(bias_ih, "bias_ih", {3 * hidden}, dtype, device);
+  const Tensor saved = at::empty({1, lanes, 4 * hidden}, state.options());
+  const GruArguments args(saved, 4, state, weight_hh, bias_hh, reset.unsqueeze(0),
+                          output_mask.has_value() ? OptionalTensor(output_mask->unsqueeze(0)) : std::nullopt,
+                          "reset_after");
+  const DeviceGuard guard(device);
+  const Tensor output = at::empty({lanes, hidden}, state.options());
+  const Tensor scored = scored_width == 0 ? at::empty({0}, state.options())
+                                          : at::empty({lanes, scored_width},
+                                                      bf16 ? state.options().dtype(at::kBFloat16) : state.options());
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_gru", [&] {
+    using T = scalar_t;
+    const GruForward<T> forward{args.layer<T>(),
+                                /*gate_inputs=*/nullptr, output.mutable_data_ptr<T>(), saved.mutable_data_ptr<T>(),
+                                /*product=*/nullptr,
+                                /*product_n=*/nullptr};
+    const bool is_written = scored_width > 0;
+    launch_gru_one_step<T>({forward, in.const_data_ptr<T>(), w_ih.const_data_ptr<T>(), b_ih.const_data_ptr<T>(), input,
+                            is_written && !bf16 ? scored.mutable_data_ptr<T>() : nullptr,
+                            is_written && bf16 ? static_cast<uint16_t*>(scored.mutable_data_ptr()) : nullptr,
+                            scored_width, /*wide_input=*/false, /*wide_state=*/false},
+                           current_stream(device));
+  });
+  return {output, saved.squeeze(0), scored};
+}
+
+std::tuple<Tensor, Tensor, Tensor> one_step_backward(const Tensor& grad_output, const Tensor& saved,
+                                                     const Tensor& state, const Tensor& reset,
+                                                     const OptionalTensor& output_mask) {
+  const auto dtype = state.scalar_type();
+  check_kernel_dtype("step_gru_backward", dtype);
+  TORCH_CHECK_VALUE(state.dim() == 2, "state must be [B, H], not ", state.sizes());
+  const at::Device device = state.device();
+  const int64_t lanes = state.size(0), hidden = state.size(1);
+  const Tensor grad = contiguous(grad_output, "grad_output", {lanes, hidden}, dtype, device);
+  const Tensor gates = contiguous(saved, "saved", {lanes, 4 * hidden}, dtype, device);
+  const Tensor s = contiguous(state, "state", {lanes, hidden}, dtype, device);
+  const Tensor r = contiguous(reset, "reset", {lanes}, at::kBool, device);
+  const Tensor mask = contiguous(output_mask, "output_mask", {lanes, hidden}, dtype, device);
+  const DeviceGuard guard(device);
+  const Tensor grad_gate_inputs = at::empty({lanes, 3 * hidden}, state.options()),
+               grad_recurrent = at::empty_like(grad_gate_inputs), prev_states = at::empty_like(s);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "step_gru_backward", [&] {
+    using T = scalar_t;
+    const GruLayer<T> layer{/*steps=*/1,
+                            lanes,
+                            hidden,
+                            /*reset_after=*/true,
+                            s.const_data_ptr<T>(),
+                            /*weight=*/nullptr,
+                            /*bias=*/nullptr,
+                            r.const_data_ptr<bool>(),
+                            data_or_null<T>(mask)};
+    const GruBackward<T> backward{layer,
+                                  grad.const_data_ptr<T>(),
+                                  /*output=*/nullptr,
+                                  gates.const_data_ptr<T>(),
+                                  grad_gate_inputs.mutable_data_ptr<T>(),
+                                  grad_recurrent.mutable_data_ptr<T>(),
+                                  prev_states.mutable_data_ptr<T>(),
+                                  /*grad_state=*/nullptr,
+                                  /*grad_q=*/nullptr};
+    launch_gru_step(backward, /*t=*/0, /*second_launch=*/false, current_stream(device));
+  });
+  return {grad_gate_inputs, grad_recurrent, prev_states};
+}
+
+std::tuple<Tensor, Tensor, Tensor> losses_of_step(const Tensor& hidden, const Tensor& rows, const Tensor& offsets,
+                                                  const Tensor& live, const OptionalTensor& ids, std::string_view loss,
+                                                  double batch_size, double elu_param, double bpreg,
+                                                  double label_smoothing) {
+  TORCH_CHECK_VALUE(hidden.dim() == 2 && rows.dim() == 2 && hidden.size(1) >= rows.size(1) &&
+                        rows.size(0) >= hidden.size(0) && rows.size(0) < int64_t{1} << 31,
+                    "hidden must be [B, >= H] and rows [B + N, H] with B + N < 2**31, not ", hidden.sizes(), " and ",
+                    rows.sizes());
+  TORCH_CHECK_VALUE(elu_param >= 0, "elu_param=", elu_param, ": must not be negative; 0 means no ELU");
+  const auto dtype = hidden.scalar_type(), sum_dtype = dtype == at::kBFloat16 ? at::kFloat : dtype;
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16,
+                    "step_loss: the kernel takes float32, float64 and bfloat16, not ", dtype);
+  const at::Device device = hidden.device();
+  const int64_t m = hidden.size(0), entries = rows.size(0), width = rows.size(1);
+  LossTensors args{};
+  args.hidden = hidden.contiguous();
+  args.rows = contiguous(rows, "rows", {entries, width}, dtype, device);
+  args.offsets = contiguous(offsets, "offsets", {entries}, sum_dtype, device);
+  args.live = contiguous(live, "live", {m}, at::kBool, device);
+  args.ids = contiguous(ids, "ids", {entries}, at::kLong, device);
+  args.in_batch = true;
+  const auto options = hidden.options().dtype(sum_dtype);
+  LossResults results{at::empty({m}, options), at::empty({m, width}, options),
+                      at::empty({entries, hidden.size(1)}, options), /*bias=*/Tensor()};
+  sampled_loss(args, {loss_named(loss), elu_param, bpreg, label_smoothing, /*scale=*/1 / batch_size}, results);
+  return {results.loss, results.hidden, results.rows};
+}
+
 void update_rows(const Tensor& weight, const Tensor& accumulator, const OptionalTensor& velocity,
                  const OptionalTensor& bias, const OptionalTensor& bias_accumulator,
                  const OptionalTensor& bias_velocity, const Tensor& rows, const Tensor& positions,
-                 const Tensor& grad_inputs, const Tensor& grad_items, const OptionalTensor& grad_bias,
-                 const Tensor& enabled, const Tensor& hyperparameters) {
+                 const Tensor& grad_inputs, const OptionalTensor& mask, const Tensor& grad_items, const Tensor& enabled,
+                 const Tensor& hyperparameters) {
   const at::Device device = weight.device();
   const auto dtype = weight.scalar_type();
   check_kernel_dtype("step_rows_", dtype);
   TORCH_CHECK_VALUE(weight.dim() == 2 && grad_inputs.dim() == 2 && grad_items.dim() == 2,
                     "weight, grad_inputs and grad_items must have two dimensions, not ", weight.sizes(), ", ",
                     grad_inputs.sizes(), " and ", grad_items.sizes());
-  TORCH_CHECK_VALUE(bias.has_value() == grad_bias.has_value() && bias.has_value() == bias_accumulator.has_value(),
-                    "bias, bias_accumulator and grad_bias go together: pass all three, or None for each");
-  const int64_t n_rows = weight.size(0), width = weight.size(1);
+  TORCH_CHECK_VALUE(bias.has_value() == bias_accumulator.has_value(),
+                    "bias and bias_accumulator go together: pass both, or None for each");
+  const int64_t n_rows = weight.size(0), width = weight.size(1), item_width = grad_items.size(1);
+  TORCH_CHECK_VALUE(item_width >= width + (bias.has_value() ? 1 : 0), "grad_items must have a column for each of the ",
+                    width, " columns of weight and, with a bias, one more, not ", grad_items.sizes());
   const int64_t n_inputs = grad_inputs.size(0), n_items = grad_items.size(0), n = n_inputs + n_items;
   // w, acc, vel: weight, accumulator and velocity of the table; b, b_acc, b_vel: of the bias.
   const Tensor w = check_updated(weight, "weight", {n_rows, width}, dtype, device);
@@ -167,15 +347,15 @@ void update_rows(const Tensor& weight, const Tensor& accumulator, const Optional
   const Tensor sorted = contiguous(rows, "rows", {n}, at::kLong, device);
   const Tensor order = contiguous(positions, "positions", {n}, at::kLong, device);
   const Tensor g_inputs = contiguous(grad_inputs, "grad_inputs", {n_inputs, width}, dtype, device);
-  const Tensor g_items = contiguous(grad_items, "grad_items", {n_items, width}, dtype, device);
-  const Tensor g_bias = contiguous(grad_bias, "grad_bias", {n_items}, dtype, device);
+  const Tensor factors = contiguous(mask, "mask", {n_inputs, width}, dtype, device);
+  const Tensor g_items = contiguous(grad_items, "grad_items", {n_items, item_width}, dtype, device);
   const Tensor update_flag = contiguous(enabled, "enabled", /*shape=*/{}, at::kBool, device);
   const Tensor adagrad_values = contiguous(hyperparameters, "hyperparameters", {3}, at::kDouble, device);
   const DeviceGuard guard(device);
   AT_DISPATCH_FLOATING_TYPES(dtype, "step_rows_", [&] {
     using T = scalar_t;
     step_rows_<T>({sorted.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(), n, n_rows, width, n_inputs,
-                   g_inputs.const_data_ptr<T>(), g_items.const_data_ptr<T>(), data_or_null<T>(g_bias),
+                   item_width, g_inputs.const_data_ptr<T>(), data_or_null<T>(factors), g_items.const_data_ptr<T>(),
                    mutable_data_or_null<T>(w), mutable_data_or_null<T>(acc), mutable_data_or_null<T>(vel),
                    mutable_data_or_null<T>(b), mutable_data_or_null<T>(b_acc), mutable_data_or_null<T>(b_vel),
                    update_flag.const_data_ptr<bool>(), adagrad_values.const_data_ptr<double>()},
@@ -187,7 +367,11 @@ GRF_CUDA_IMPL(m) {
   m.impl("step_gather", &gather);
   m.impl("step_store_losses_", &store_losses);
   m.impl("step_apply_", &apply);
+  m.impl("step_products_", &products);
   m.impl("step_rows_", &update_rows);
+  m.impl("step_gru", &one_step);
+  m.impl("step_gru_backward", &one_step_backward);
+  m.impl("step_loss", &losses_of_step);
 }
 
 }  // namespace

@@ -6,7 +6,10 @@ item -1, which selects no row. Two things can change without a new capture, beca
 whether the weights are updated at all (`enabled`), and the hyperparameters of the optimizer.
 
     step_gather   gathers the rows of the tables for the inputs, targets and negatives of a block
-    step_store_losses_  stores the losses of a block, and stops all further updates if a loss is not finite
+    step_gru      runs one step of a GRU layer, T = 1, from its input to its output; step_gru_backward: its gradients
+    step_loss     computes the losses of a step, and the gradients of hidden states, rows and biases
+    step_products_  updates whole weights by gradients that are products, and stores the new hidden states
+    step_store_losses_  sums the losses of a block, and stops all further updates if a loss is not finite
     step_apply_   updates whole weights by Adagrad with momentum, and stores the new hidden states
     step_rows_    updates the rows of a table and of its bias that have a gradient, by Adagrad with momentum
 
@@ -21,11 +24,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gru4rec_fast.ops._checks import check_memory
 from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register
+from gru4rec_fast.ops.gru import gru_backward_reference, gru_reference
+from gru4rec_fast.ops.row_losses import ROW_GRADIENTS, ROW_LOSSES
+from gru4rec_fast.ops.sampled_loss import score_matrix, widened
 from gru4rec_fast.ops.sparse_update import adagrad_reference, adagrad_rule, update_all
 
 
@@ -51,7 +58,7 @@ def step_gather_reference(
     logq: float,
     sample_alpha: float,
     bf16: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows of the tables that a block of T steps uses in its matrix products.
 
     Args:
@@ -65,25 +72,106 @@ def step_gather_reference(
         bf16: whether to round the rows of the output table to bfloat16.
 
     Returns:
-        x [T, B, I], rows [T, lanes + N, H], biases [T, lanes + N] and log_q [T, lanes + N] (empty without
-        log_support). All are zero where an index is -1.
+        x [T, B, I] and rows [T, lanes + N, H], zero where an index is -1, and offsets [T, lanes + N], which are added
+        to the scores: the bias minus the logQ correction, or -inf where an index is -1.
     """
     x = gather_rows(embedding, inputs)
     x = x if mask is None else x * mask
     rows = gather_rows(weight, items)
     rows = rows.bfloat16() if bf16 else rows
-    biases = gather_rows(bias.unsqueeze(1), items).squeeze(-1)
-    if log_support is None:
-        return x, rows, biases, bias.new_empty(0)
-    log_q = logq * gather_rows(log_support.unsqueeze(1), items).squeeze(-1)
-    log_q[:, lanes:] *= sample_alpha
-    return x, rows, biases, log_q
+    offsets = bias[items.clamp(min=0)]
+    if log_support is not None:
+        log_q = logq * log_support[items.clamp(min=0)]
+        log_q[:, lanes:] *= sample_alpha
+        offsets = offsets - log_q
+    return x, rows, offsets.masked_fill(items < 0, -torch.inf)
+
+
+def step_gru_reference(
+    x: Tensor,
+    weight_ih: Tensor,
+    bias_ih: Tensor,
+    state: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    reset: Tensor,
+    output_mask: Tensor | None,
+    scored_width: int,
+    bf16: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output [B, H], saved [B, 4H] and the scored states of one step of a layer in the reset_after form.
+
+    Args:
+        x, weight_ih, bias_ih: [B, I], [3H, I] and [3H]; the gate inputs are weight_ih x + bias_ih.
+        state, weight_hh, bias_hh, reset, output_mask: as for `gru`, without the dimension of the steps.
+        scored_width: columns of the scored states (see `scored_states`); 0: they are empty.
+        bf16: whether to round the scored states to bfloat16.
+    """
+    gate_inputs = F.linear(x, weight_ih, bias_ih).unsqueeze(0)
+    mask = None if output_mask is None else output_mask.unsqueeze(0)
+    output, saved = gru_reference(gate_inputs, state, weight_hh, bias_hh, reset.unsqueeze(0), mask, "reset_after")
+    scored = scored_states(output[0], scored_width) if scored_width else x.new_empty(0)
+    return output[0], saved[0], scored.bfloat16() if bf16 and scored_width else scored
+
+
+def scored_states(hidden: Tensor, width: int) -> Tensor:
+    """Return hidden states [..., H] with a column of ones, and zeros up to `width` columns.
+
+    The product of gradients of scores and the column of ones is the gradient of the output bias.
+    """
+    return F.pad(F.pad(hidden, (0, 1), value=1.0), (0, width - hidden.shape[-1] - 1))
+
+
+def step_gru_backward_reference(
+    grad_output: Tensor, saved: Tensor, state: Tensor, reset: Tensor, output_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the gate inputs and of W s + b, both [B, 3H], and s [B, H], the state after the reset.
+
+    The arguments are those of `step_gru_reference`, and its result `saved`.
+    """
+    hidden = state.shape[1]
+    mask = None if output_mask is None else output_mask.unsqueeze(0)
+    # The output and the weights are only used for gradients that are not needed.
+    output, weight = torch.empty_like(saved[:, :hidden]), state.new_zeros(3 * hidden, hidden)
+    (grad_gates,), *_ = gru_backward_reference(
+        grad_output.unsqueeze(0), output, saved.unsqueeze(0), state, weight, None, reset.unsqueeze(0), mask,
+        "reset_after", state_grad=False,
+    )  # fmt: skip
+    grad_recurrent = torch.cat([grad_gates[:, : 2 * hidden], grad_gates[:, 2 * hidden :] * saved[:, :hidden]], 1)
+    return grad_gates, grad_recurrent, state.masked_fill(reset.unsqueeze(1), 0)
+
+
+def step_loss_reference(
+    hidden: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    live: Tensor,
+    ids: Tensor | None,
+    loss: str,
+    batch_size: float,
+    elu_param: float,
+    bpreg: float,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses [B] of one step, divided by batch_size, and the gradients of hidden [B, H] and rows [C, H'].
+
+    hidden [B, H'] are `scored_states` with H' > H columns; column H of the gradient of rows is that of the bias. The
+    other arguments are those of `sampled_loss`, with in_batch=True and `offsets` in place of bias and log_q.
+    """
+    width = rows.shape[1]
+    y, target, unmasked = score_matrix(hidden[:, :width], rows, offsets, in_batch=True, live=live, log_q=None, ids=ids)
+    options = {"elu_param": elu_param, "bpreg": bpreg, "label_smoothing": label_smoothing}
+    losses = torch.where(live, ROW_LOSSES[loss](y, target, unmasked, None, **options), 0) / batch_size
+    grad = torch.where(live.unsqueeze(1), ROW_GRADIENTS[loss](y, target, unmasked, None, **options), 0) / batch_size
+    if hidden.dtype == torch.bfloat16:
+        grad = grad.bfloat16().float()
+    return losses, grad @ widened(rows), grad.T @ widened(hidden)
 
 
 def step_store_losses_reference(
     losses: Tensor, active: Tensor, stopped: Tensor, step_losses: Tensor, enabled: Tensor
 ) -> None:
-    """Store the losses [T] of a block, and decide whether the weights are updated; the results are written in place.
+    """Sum the losses [T, B] of a block by step, and decide whether the weights are updated; results are in place.
 
     Args:
         active: bool [T], False for masked steps, which are the last steps of the block.
@@ -94,7 +182,7 @@ def step_store_losses_reference(
     check_memory(
         {"stopped": stopped, "step_losses": step_losses, "enabled": enabled}, {"losses": losses, "active": active}
     )
-    step_losses.copy_(torch.where(active, losses, 0))
+    step_losses.copy_(torch.where(active, losses.sum(1), 0))
     stopped.logical_or_(~step_losses.isfinite().all())
     enabled.copy_(active[0] & ~stopped)
 
@@ -130,6 +218,28 @@ def step_apply_reference(
         state.copy_(output)
 
 
+def step_products_reference(
+    weights: list[Tensor],
+    accumulators: list[Tensor],
+    velocities: list[Tensor],
+    lefts: list[Tensor],
+    rights: list[Tensor],
+    states: list[Tensor],
+    outputs: list[Tensor],
+    enabled: Tensor,
+    hyperparameters: Tensor,
+) -> None:
+    """Update `weights` as `step_apply_reference` does, by gradients that are products of two factors.
+
+    Args:
+        lefts: a factor [K, R] for each weight. The gradient of a bias [R] is the sum over K.
+        rights: a factor [K, C] for each weight that is a matrix [R, C]. Its gradient is left.T @ right.
+    """
+    factors = iter(rights)
+    grads = [left.sum(0) if w.dim() == 1 else left.T @ next(factors) for w, left in zip(weights, lefts, strict=True)]
+    step_apply_reference(weights, accumulators, velocities, grads, states, outputs, enabled, hyperparameters)
+
+
 def step_rows_reference(
     weight: Tensor,
     accumulator: Tensor,
@@ -140,8 +250,8 @@ def step_rows_reference(
     rows: Tensor,
     positions: Tensor,
     grad_inputs: Tensor,
+    mask: Tensor | None,
     grad_items: Tensor,
-    grad_bias: Tensor | None,
     enabled: Tensor,
     hyperparameters: Tensor,
 ) -> None:
@@ -153,9 +263,9 @@ def step_rows_reference(
         rows, positions: int64 [n], the result of a stable sort of the row indices of all gradients. `rows` are the
             sorted indices (-1 selects no row); `positions` are the positions of their gradients in the concatenation
             of `grad_inputs` and `grad_items`.
-        grad_inputs, grad_items: [n1, W] and [n2, W], n = n1 + n2: gradients of input rows, and of target and negative
-            rows.
-        grad_bias: [n2], gradients of the output biases of the target and negative rows; None without `bias`.
+        grad_inputs, grad_items: [n1, W] and [n2, W'], n = n1 + n2: gradients of input rows, and of target and negative
+            rows. With `bias`, column W of grad_items has the gradients of the output biases. Others are unused.
+        mask: [n1, W], factors of grad_inputs, or None.
         enabled, hyperparameters: as for `step_apply_reference`.
     """
     check_memory(
@@ -164,23 +274,29 @@ def step_rows_reference(
             "bias": bias, "bias_accumulator": bias_accumulator, "bias_velocity": bias_velocity,
         },
         {
-            "rows": rows, "positions": positions, "grad_inputs": grad_inputs, "grad_items": grad_items,
-            "grad_bias": grad_bias, "enabled": enabled, "hyperparameters": hyperparameters,
+            "rows": rows, "positions": positions, "grad_inputs": grad_inputs, "mask": mask,
+            "grad_items": grad_items, "enabled": enabled, "hyperparameters": hyperparameters,
         },
     )  # fmt: skip
     if not enabled:
         return
     index = torch.empty_like(rows).scatter_(0, positions, rows)
-    options = hyperparameters.tolist()
-    adagrad_reference(weight, accumulator, velocity, index, torch.cat([grad_inputs, grad_items]), *options)
-    if bias is not None and grad_bias is not None:
+    options, width = hyperparameters.tolist(), weight.shape[1]
+    grad_inputs = grad_inputs if mask is None else grad_inputs * mask
+    grads = torch.cat([grad_inputs, grad_items[:, :width]])
+    adagrad_reference(weight, accumulator, velocity, index, grads, *options)
+    if bias is not None:
         item_rows = index[len(grad_inputs) :]
-        adagrad_reference(bias, bias_accumulator, bias_velocity, item_rows, grad_bias, *options)
+        adagrad_reference(bias, bias_accumulator, bias_velocity, item_rows, grad_items[:, width], *options)
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     "step_gather": step_gather_reference,
+    "step_gru": step_gru_reference,
+    "step_gru_backward": step_gru_backward_reference,
+    "step_loss": step_loss_reference,
     "step_store_losses_": step_store_losses_reference,
+    "step_products_": step_products_reference,
     "step_apply_": step_apply_reference,
     "step_rows_": step_rows_reference,
 }

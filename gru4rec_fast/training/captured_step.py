@@ -92,7 +92,11 @@ class CapturedTrainingStep:
         self.updates_per_graph = max(1, steps_per_graph // (steps * accumulate))
         stopped = torch.zeros((), dtype=torch.bool, device=self.device)
         hyperparameters = torch.zeros(3, dtype=torch.float64, device=self.device)
-        self._context = UpdateContext(network, criterion, optimizer, precision, stopped, hyperparameters)
+        scored_padding = weight.new_zeros(8 - weight.shape[1] % 8)
+        scored_padding[0] = 1
+        self._context = UpdateContext(
+            network, criterion, optimizer, precision, stopped, hyperparameters, scored_padding
+        )
         self._copied_hyperparameters: tuple[float, ...] = ()  # the values that were last copied to the device
         self._capturer = GraphCapturer(self.device) if self.device.type == "cuda" else None
         self._captured: dict[UpdatesShape, CapturedUpdates] = {}

@@ -179,7 +179,7 @@ def _step_store_losses(rng: random.Random) -> Call:
     t, dtype = _size(rng), _float(rng)
     flags = {"active": tensor("bool", t, fill=[0, 2]), "stopped": tensor("bool", fill=[0, 1])}
     outputs = {"step_losses": tensor(dtype, t), "enabled": tensor("bool", fill=[0, 2])}
-    return {"losses": tensor(dtype, t), **flags, **outputs}
+    return {"losses": tensor(dtype, t, _size(rng)), **flags, **outputs}
 
 
 def _step_apply(rng: random.Random) -> Call:
@@ -189,6 +189,45 @@ def _step_apply(rng: random.Random) -> Call:
     return {**lists, "enabled": tensor("bool", fill=[0, 2]), "hyperparameters": tensor("float64", 3, fill=[0, 1])}
 
 
+def _step_gru(rng: random.Random) -> Call:
+    b, i, h, dtype = _size(rng), _size(rng), _size(rng), _float(rng)
+    return {
+        "x": tensor(dtype, b, i), "weight_ih": tensor(dtype, 3 * h, i), "bias_ih": tensor(dtype, 3 * h),
+        "state": tensor(dtype, b, h), "weight_hh": tensor(dtype, 3 * h, h), "bias_hh": tensor(dtype, 3 * h),
+        "reset": tensor("bool", b, fill=[0, 2]),
+        "output_mask": rng.choice([None, tensor(dtype, b, h)]), "scored_width": rng.choice([0, h + 1, h + 5]),
+        "bf16": rng.random() < 0.3,
+    }  # fmt: skip
+
+
+def _step_gru_backward(rng: random.Random) -> Call:
+    b, h, dtype = _size(rng), _size(rng), _float(rng)
+    return {
+        "grad_output": tensor(dtype, b, h), "saved": tensor(dtype, b, 4 * h, fill=[0, 1]), "state": tensor(dtype, b, h),
+        "reset": tensor("bool", b, fill=[0, 2]),
+        "output_mask": rng.choice([None, tensor(dtype, b, h)]),
+    }  # fmt: skip
+
+
+def _step_loss(rng: random.Random) -> Call:
+    b, n, h, dtype = _size(rng), _size(rng), _size(rng), _float(rng)
+    return {
+        "hidden": tensor(dtype, b, h + 1), "rows": tensor(dtype, b + n, h), "offsets": tensor(dtype, b + n),
+        "live": tensor("bool", b, fill=[0, 2]), "ids": rng.choice([None, tensor("int64", b + n, fill=[0, 9])]),
+        "loss": rng.choice(["cross-entropy", "bpr-max", "top1", "top1-max", "bpr"]), "batch_size": 2.0,
+        "elu_param": 0.0, "bpreg": 0.5, "label_smoothing": 0.0,
+    }  # fmt: skip
+
+
+def _step_products(rng: random.Random) -> Call:
+    k, r, c, b, dtype = _size(rng), _size(rng), _size(rng), _size(rng), _float(rng)
+    state = {name: [tensor(dtype, r, c, fill=[0, 1]), tensor(dtype, r, fill=[0, 1])]
+             for name in ("weights", "accumulators", "velocities")}  # fmt: skip
+    return {**state, "lefts": [tensor(dtype, k, r)] * 2, "rights": [tensor(dtype, k, c)],
+            "states": [tensor(dtype, b, c)], "outputs": [tensor(dtype, b, c)],
+            "enabled": tensor("bool", fill=[0, 2]), "hyperparameters": tensor("float64", 3, fill=[0, 1])}  # fmt: skip
+
+
 def _step_rows(rng: random.Random) -> Call:
     r, h, k, dtype = _size(rng), _size(rng), _size(rng), _float(rng)
     has_bias = rng.random() < 0.5
@@ -196,8 +235,8 @@ def _step_rows(rng: random.Random) -> Call:
             for name in ("bias", "bias_accumulator", "bias_velocity")}  # fmt: skip
     weights = {name: tensor(dtype, r, h, fill=[0, 1]) for name in ("weight", "accumulator", "velocity")}
     return {**weights, **bias, "rows": tensor("int64", k, fill=[-1, r]), "positions": tensor("int64", k, fill=[0, k]),
-            "grad_inputs": tensor(dtype, 0, h), "grad_items": tensor(dtype, k, h),
-            "grad_bias": tensor(dtype, k) if has_bias else None,
+            "grad_inputs": tensor(dtype, 0, h), "mask": rng.choice([None, tensor(dtype, 0, h)]),
+            "grad_items": tensor(dtype, k, h + has_bias),
             "enabled": tensor("bool", fill=[0, 2]), "hyperparameters": tensor("float64", 3, fill=[0, 1])}  # fmt: skip
 
 
@@ -291,6 +330,8 @@ _CALLS = {
     "dropout_mask": _dropout, "gru": _gru, "gru_backward": _gru_backward, "sampled_loss": _sampled_loss,
     "sparse_adam_": _adam, "sparse_adagrad_": _adagrad, "step_gather": _step_gather,
     "step_store_losses_": _step_store_losses, "step_apply_": _step_apply, "step_rows_": _step_rows,
+    "step_gru": _step_gru, "step_gru_backward": _step_gru_backward, "step_loss": _step_loss,
+    "step_products_": _step_products,
     "target_rank": _target_rank, "top_k": _top_k, "laplacian_propagation": _propagation, "ngcf_layer": _ngcf,
     "ngcf_layer_backward": _ngcf_backward, "bpr_triples": _bpr,
 }  # fmt: skip
