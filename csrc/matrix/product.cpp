@@ -1,6 +1,7 @@
 // Matrix products. With AVX-512, the kernels of matrix/product_kernel.inc compute them; without it, torch's BLAS does.
-// An exception is one row times a matrix with contiguous columns, as in a step of a GRU with one lane: without AVX-512,
-// `multiply_row` computes it, because a call of BLAS takes longer than the product.
+// An exception is a few rows times a matrix with contiguous columns, as in a step of a GRU with one lane:
+// `multiply_row` computes them one by one, because a tile would be empty but for these rows, and a call of BLAS takes
+// longer than the product.
 //
 // There are two reasons for these kernels. MKL, the BLAS of torch's wheels, seems to use AVX-512 only on Intel's
 // processors. And at the sizes of a training step, MKL spends a notable part of its time on copying operands
@@ -40,6 +41,8 @@ namespace {
 struct PanelScratch;
 struct BlockScratch;
 struct RoundedScratch;
+
+constexpr int64_t kFewRows = 3;  // a product of at most this many rows computes them one by one
 
 // Implements `multiply` with the kernels of product_kernel.inc, which compute tiles of c. The threads get ranges of
 // rows or columns of c.
@@ -141,28 +144,47 @@ Precision precision_named(std::string_view name) {
   return Precision::bf16;
 }
 
+namespace {
+
+// Returns true if a product of m rows computes them one by one.
 template <typename T>
-void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add,
-              Precision precision) {
-  if (m == 0 || n == 0) return;
+bool computes_single_rows(int64_t m, Matrix<T> a, Matrix<T> b) {
+  return m <= kFewRows && a.column_stride == 1 && b.row_stride == 1 && b.column_stride != 1;
+}
+
+// Implements `multiply` for m rows of c, one by one or together.
+template <typename T>
+void multiply_rows(bool one_by_one, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride,
+                   bool add, Precision precision) {
   if constexpr (std::is_same_v<T, float>) {
     if (precision == Precision::bf16 && k > 0) {
 #if GRF_X86_ISAS
       if (has_bf16_products()) return multiply_bf16(m, n, k, a, b, c, c_stride, add);
 #endif
       const RoundedOperands rounded(m, n, k, a, b);
-      return multiply(m, n, k, rounded.a, rounded.b, c, c_stride, add);
+      return multiply_rows(one_by_one, m, n, k, rounded.a, rounded.b, c, c_stride, add, Precision::full);
     }
   }
-  const bool has_tiles = simd_level() == SimdLevel::avx512;
-  if (!has_tiles && m == 1 && a.column_stride == 1 && b.row_stride == 1 && b.column_stride != 1) {
-    split_among_threads(n, kColumnUnit, k, [&](int64_t first, int64_t count) {
-      GRF_DISPATCH(multiply_row<T>)(count, k, a.data, b.skip(0, first).data, b.column_stride, c + first, add);
+  if (one_by_one) {
+    split_among_threads(n, kColumnUnit, m * k, [&](int64_t first, int64_t count) {
+      for (int64_t i = 0; i < m; ++i) {
+        GRF_DISPATCH(multiply_row<T>)
+        (count, k, a.skip(i, 0).data, b.skip(0, first).data, b.column_stride, c + i * c_stride + first, add);
+      }
     });
     return;
   }
-  const auto implementation = has_tiles ? multiply_by_tiles<T> : multiply_by_blas<T>;
+  const auto implementation = simd_level() == SimdLevel::avx512 ? multiply_by_tiles<T> : multiply_by_blas<T>;
   implementation(m, n, k, a, b, c, c_stride, add);
+}
+
+}  // namespace
+
+template <typename T>
+void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t c_stride, bool add,
+              Precision precision) {
+  if (m == 0 || n == 0) return;
+  multiply_rows(computes_single_rows(m, a, b), m, n, k, a, b, c, c_stride, add, precision);
 }
 
 template <typename T>
@@ -181,7 +203,8 @@ void multiply_by_blocks(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> 
     T* block = scratch.take(kBlockRows * n);
     for (int64_t first = begin; first < begin + size; first += kBlockRows) {
       const int64_t count = std::min(kBlockRows, begin + size - first);
-      multiply(count, n, k, a.skip(first, 0), b, block, n, /*add=*/false, precision);
+      multiply_rows(computes_single_rows(m, a, b), count, n, k, a.skip(first, 0), b, block, n, /*add=*/false,
+                    precision);
       visit(first, count, block);
     }
   });

@@ -88,7 +88,15 @@ Tensor sort_excluded(const OptionalTensor& exclude, const RankingTensors& tensor
                     "exclude must be int64 [Q, E] with Q = ", n_queries, ", got ", exclude->scalar_type(), " ",
                     exclude->sizes());
   const Tensor items = contiguous(*exclude, "exclude", exclude->sizes(), at::kLong, tensors.hidden.device());
-  return std::get<0>(at::sort(items, /*stable=*/false, /*dim=*/1, /*descending=*/false)).contiguous();
+  if (items.is_cuda()) {
+    return std::get<0>(at::sort(items, /*stable=*/false, /*dim=*/1, /*descending=*/false)).contiguous();
+  }
+  Tensor sorted = items.clone();  // at::sort would also sort the positions, which takes several times as long
+  int64_t* row = sorted.mutable_data_ptr<int64_t>();
+  for (const int64_t* end = row + sorted.numel(); row < end; row += sorted.size(1)) {
+    std::sort(row, row + sorted.size(1));
+  }
+  return sorted;
 }
 
 // Returns the scores and the items [Q, k] of the k best items of each query, best first.
