@@ -204,16 +204,33 @@ WRONG_COMMANDS = [
     ("recommend run_lightgcn strangers.txt", "line 2: the model was not trained on user 99"),
     ("recommend run_lightgcn words.txt", "line 1: 'bob' is no user id; the model's ids are integers"),
     ("recommend run_lightgcn empty.txt", "has no user id"),
-    ("prepare log.tsv out --interactions --user-key Who --item-key What --split last-day", "choose fraction=F"),
+    ("prepare log.tsv out --interactions --user-key Who --item-key What --split last-day", "no column 'Time'"),
+    ("prepare log.tsv out --interactions --split someday", "split 'someday': choose last-day"),
+    ("prepare train.txt out --interactions --split last-event", "no column 'UserId'"),  # read as a table
+    ("prepare sessions/train out --interactions --split last-event", "is no interaction graph"),
+    ("prepare train.txt out --interactions --split fraction=0.5,windows=2,window-days=3", "cannot be split by windows"),
+    (
+        "prepare log.tsv out --interactions --split last-event --seed 1",
+        "--seed is for --split and --valid",
+    ),
+    ("prepare log.tsv out --interactions --split last-event --time-unit ms", "--time-unit is for splits by days"),
     (
         "prepare log.tsv out --interactions --user-key Who --item-key What --split fraction=2",
         "must be between 0 and 1",
     ),
     ("prepare log.tsv out --interactions --collapse-repeats", "--collapse-repeats is for session logs"),
     ("prepare log.tsv out --interactions --no-remove-duplicates", "--no-remove-duplicates is for session logs"),
-    ("prepare log.tsv out --interactions --time-unit ms", "--time-unit is for session logs"),
+    ("prepare log.tsv out --interactions --time-unit ms", "--time-unit is for splits by days"),
     ("prepare log.tsv out --interactions --seed 1", "--seed is for --split and --validation-split"),
     ("prepare log.tsv out --interactions --time-key When", "--time-key has no effect on log files of interactions"),
+    ("prepare log.tsv out --interactions --session-gap 5", "--session-gap has no effect on log files of interactions"),
+    ("prepare log.tsv out --interactions --time-format %Y", "--time-format has no effect on log files of interactions"),
+    ("prepare log.tsv out --interactions --rating-key x", "--rating-key has no effect on log files of interactions"),
+    ("prepare log.tsv out --interactions --user-key Who --item-key What --k-core 0", "k=0: the k of a k-core is"),
+    ("prepare train.txt out --interactions --k-core 999", "k=999: no interaction is left"),
+    ("prepare train.txt out --interactions --min-rating 3", "no column 'UserId'"),  # read as a table
+    ("train train.txt --model ngcf --columns a,b", "but columns=... (--columns) has 2 names"),  # read as a table
+    ("train log.tsv --model ngcf --encoding utf-16", "log.tsv"),
     ("prepare none.txt run_ngcf --interactions", "run_ngcf exists and holds no data written by gru4rec_fast"),
     ("train none.txt --model ngcf --session-key Who", "--session-key has no effect on log files of interactions"),
     ("train train.txt --model ngcf --quote none", "no column 'UserId'"),  # read as a table

@@ -450,10 +450,11 @@ def test_error_for_a_wrong_separator_lists_the_columns(tmp_path: Path, separator
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"separator": "::"}, "separator='::': it must be a single ASCII character"),
-    ({"separator": "\n"}, r"separator='\\n': it must be a single ASCII character, and no line end"),
+    ({"separator": ""}, "separator='': it must be one or more characters, and no line end"),
+    ({"separator": ":\n"}, r"separator=':\\n': it must be one or more characters, and no line end"),
     ({"quote": "\r"}, r"quote='\\r': it must be a single ASCII character, and no line end"),
-    ({"separator": "'", "quote": "'"}, "separator=\"'\": it is also the character that quotes fields"),
+    ({"separator": "'", "quote": "'"}, "separator=\"'\": it has the character that quotes fields"),
+    ({"separator": ':"'}, "separator=':\"': it has the character that quotes fields"),
 ])  # fmt: skip
 def test_error_for_a_character_that_cannot_separate_or_quote(
     tmp_path: Path, options: dict[str, str], message: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -219,6 +220,29 @@ def test_ranks_read_parts_as_one_process(tmp_path: Path, name: str, size: int) -
     for store in stores:
         assert_same(store, one)
     assert {path.name for path in tmp_path.iterdir()} == {"log", "one", "many"}
+
+
+@pytest.mark.usefixtures("many_batches")
+def test_users_in_parts_without_header_are_read_as_one_file(tmp_path: Path) -> None:
+    """The parts have no header, another encoding, dates of a given format and a separator of two characters."""
+    log = events().with_columns(pl.col("ItemId").cast(pl.String) + "ä", pl.from_epoch("Time").dt.to_string("%d.%m.%Y"))
+    (tmp_path / "log").mkdir()
+    for number in range(4):
+        rows = log.slice(150 * number, 150 if number < 3 else None).rows()
+        text = "".join("::".join(map(str, row)) + "\n" for row in rows)
+        (tmp_path / f"log/{number}.csv").write_bytes(text.encode("latin-1"))
+    options: dict[str, Any] = {"time_format": "%d.%m.%Y", "session_gap": 86400.0, "user_key": "who"}
+    text_options = {"separator": "::", "encoding": "latin-1", "columns": ["who", *log.columns[1:]]}
+    assert log.columns[0] == "SessionId"
+    expected = SessionStore.from_events(log.rename({"SessionId": "who"}), **options)
+    one = SessionStore.from_events(tmp_path / "log", out=tmp_path / "one", **options, **text_options)
+    assert_same(one, expected)
+    read = partial(SessionStore.from_events, tmp_path / "log", out=tmp_path / "many", **options, **text_options)
+    for store in by_ranks(3, lambda ranks: read(ranks=ranks)):
+        assert_same(store, expected)
+    assert content(tmp_path / "many") == content(tmp_path / "one")
+    (tmp_path / "log/2.csv").write_text("who::ItemId::Time\n1::2::01.01.2020\n")
+    fail_with(tmp_path / "log", "2.csv, line 1 (split at '::'): this is a header", **options, **text_options)
 
 
 @pytest.mark.usefixtures("many_batches")

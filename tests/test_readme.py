@@ -1,4 +1,4 @@
-"""The code samples and commands of README.md, docs/cli.md and docs/evaluation.md run, and all linked files exist."""
+"""The samples and commands of README.md, docs/cli.md, data.md and evaluation.md run, and all linked files exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from run_cli import SMALL, cli, write_logs
 
-from gru4rec_fast import GRU4Rec
+from gru4rec_fast import GRU4Rec, data
 from gru4rec_fast.data.sessions.synthetic import markov_events
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -104,6 +104,42 @@ def test_the_graph_commands_of_the_cli_page_run(tmp_path: Path, monkeypatch: pyt
     for command in commands:
         ran = cli(*command, *(["--threads", "1"] if command[0] == "train" else []))
         assert ran.exit_code == 0, ran.stderr
+
+
+def test_the_examples_of_the_data_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ratings.dat").write_bytes("1::ä::5::978300760\n2::b::3::978302109\n2::ä::4::978298413\n".encode("latin-1"))
+    shop = [f"{s},{i},{s + 1:02}.03.2024,{i}:30" for s in range(9) for i in range(3)]
+    Path("shop.csv").write_text("\n".join(["SessionId,ItemId,day,clock", *shop]))
+    visits = [f"{u},{i},2024-03-{day:02} 10:{10 * i}:00 UTC" for day in (1, 5) for u in range(4) for i in range(3)]
+    Path("visits.csv").write_text("\n".join(["UserId,ItemId,Time", *visits]))
+    (section,) = re.findall(
+        r"^## Logs of other forms.*?(?=^## )", (CHECKOUT / "docs/data.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    namespace: dict[str, Any] = {name: getattr(data, name) for name in data.__all__}
+    sizes = []
+    for example in blocks(section, "python"):
+        exec(compile(example, "docs/data.md", "exec"), namespace)
+        sizes.append(str(namespace.pop("store", None) or namespace.pop("graph")))
+    assert sizes == [
+        "InteractionGraph(2 users, 2 items, 3 edges)",
+        "SessionStore(2 sessions, 5 events, 3 items)",
+        "SessionStore(9 sessions, 27 events, 3 items)",
+        "SessionStore(8 sessions, 24 events, 3 items)",
+        "InteractionGraph(2 users, 2 items, 4 edges)",
+        "InteractionGraph(2 users, 3 items, 2 edges)",
+    ]
+    printed = []
+    for command in shown_commands(section):
+        ran = cli(*command)
+        assert ran.exit_code == 0, ran.stderr
+        printed.append(ran.stdout)
+    assert len(printed) == 5
+    assert printed[0].startswith("graph/train: 2 users, 2 items, 3 edges")
+    assert printed[1].startswith("shop/train: 9 sessions, 27 events, 3 items")
+    assert printed[2].startswith("visits/train: 4 sessions, 12 events") and "visits/test: 4 sessions" in printed[2]
+    assert printed[3].startswith("liked/train: 2 users, 1 items, 2 edges")
+    assert printed[4].startswith("split/train: 2 users, 2 items, 2 edges") and "split/test: " in printed[4]
 
 
 def test_the_examples_of_the_evaluation_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,15 +12,21 @@ if TYPE_CHECKING:
     from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary
 
 
-def refuse_unused_options(log_format: LogFormat, is_graph_model: bool, *paths: Path | None) -> None:
-    """Raise ValueError for an option of the log format that has no effect on reading `paths`; None is no path."""
+def refuse_unused_options(
+    log_format: LogFormat, is_graph_model: bool, *paths: Path | None, with_times: bool = False
+) -> None:
+    """Raise ValueError for an option of the log format that has no effect on reading `paths`; None is no path.
+
+    with_times: whether the times of interactions are read.
+    """
     from gru4rec_fast.data.part_files import is_prepared
 
     kind = "interactions" if is_graph_model else "sessions"
     if all(is_prepared(path) for path in paths if path is not None):
         log_format.refuse_unused([], f"prepared {kind}, only on log files")
-    columns = ("user_key", "item_key") if is_graph_model else ("session_key", "item_key", "time_key")
-    log_format.refuse_unused([*columns, "separator", "quote"], f"log files of {kind}")
+    used = log_format.graph_arguments(with_times=with_times) if is_graph_model else log_format.session_arguments()
+    cut = "" if is_graph_model or log_format.session_gap is None else " that --session-gap cuts"
+    log_format.refuse_unused(used, f"log files of {kind}{cut}")
 
 
 def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:
@@ -47,13 +53,16 @@ def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | No
     return store
 
 
-def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph | None = None) -> InteractionGraph:
+def open_interactions(
+    path: Path, log_format: LogFormat, like: InteractionGraph | None = None, *, with_times: bool = False
+) -> InteractionGraph:
     """Return the interactions in a prepared folder, in `user item item ...` lines (.txt) or in a log file.
 
     Args:
         path: the folder or file.
         log_format: columns and separator of a log file.
         like: the training graph, whose ids and indices held-out interactions get; None for training interactions.
+        with_times: read the times of the interactions, which only a log file has.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `InteractionGraph`.
@@ -66,10 +75,12 @@ def open_interactions(path: Path, log_format: LogFormat, like: InteractionGraph 
     else:
         from gru4rec_fast.data.adjacency_lists import holds_adjacency_lists  # loads polars
 
-        arguments = log_format.graph_arguments()
+        arguments = log_format.graph_arguments(with_times=with_times)
         keys = {"user": log_format.user_key, "item": log_format.item_key}
-        if holds_adjacency_lists(path, keys, arguments["separator"], arguments["quote"]):
-            graph = InteractionGraph.from_text(path, like=like)
+        text_options = {name: arguments[name] for name in ("separator", "quote", "encoding", "columns")}
+        has_more_columns = with_times or log_format.min_rating is not None
+        if not has_more_columns and holds_adjacency_lists(path, keys, **text_options):
+            graph = InteractionGraph.from_text(path, encoding=arguments["encoding"], like=like)
         else:
             graph = InteractionGraph.from_table(path, like=like, **arguments)
     print_note(f"{path}: {graph.summary(notes=not prepared)}")

@@ -33,19 +33,54 @@ class LogFormat:
     """Format of log files, as in the arguments of `SessionStore.from_events` and `InteractionGraph.from_table`."""
 
     session_key: Annotated[str, _log_option(metavar="NAME", help="Column of the session ids.")] = "SessionId"
-    user_key: Annotated[str, _log_option(metavar="NAME", help="Column of the user ids (ngcf, lightgcn).")] = "UserId"
+    user_key: Annotated[
+        str, _log_option(metavar="NAME", help="Column of the user ids (ngcf, lightgcn; gru4rec with --session-gap).")
+    ] = "UserId"
     item_key: Annotated[str, _log_option(metavar="NAME", help="Column of the item ids.")] = "ItemId"
     time_key: Annotated[str, _log_option(metavar="NAME", help="Column of the times: numbers or dates.")] = "Time"
+    rating_key: Annotated[
+        str, _log_option(metavar="NAME", help="Column of the ratings, with --min-rating (ngcf, lightgcn).")
+    ] = "Rating"
+    min_rating: Annotated[
+        float | None,
+        _log_option(metavar="R", help="Use only interactions with at least this rating (ngcf, lightgcn)."),
+    ] = None
+    time_of_day_key: Annotated[
+        str | None, _log_option(metavar="NAME", help="Column of the times of day, if --time-key has only dates.")
+    ] = None
+    time_format: Annotated[
+        str | None,
+        _log_option(
+            metavar="FORMAT",
+            help="Format of times that are text, as in Python's strptime: '%d.%m.%Y %H:%M'. By default ISO 8601.",
+        ),
+    ] = None
+    session_gap: Annotated[
+        float | None,
+        _log_option(
+            metavar="GAP",
+            help="Cut the events of each user into sessions, where more than this passes between two events: in "
+            "seconds for dates, else in the unit of the times.",
+        ),
+    ] = None
     separator: Annotated[
         str | None,
         _log_option(
-            metavar="CHARACTER",
-            help="Separator of a text file's columns; 'tab' for a tab. By default it is found in the header.",
+            metavar="TEXT",
+            help="Separator of a text file's columns, such as '::'; 'tab' for a tab. By default it is found in the "
+            "first line.",
         ),
     ] = None
     quote: Annotated[
         str, _log_option(metavar="CHARACTER", help="Character that quotes fields of a text file, or 'none'.")
     ] = '"'
+    encoding: Annotated[
+        str, _log_option(metavar="NAME", help="Encoding of a text file, such as latin-1 or utf-16.")
+    ] = "utf-8"
+    columns: Annotated[
+        str | None,
+        _log_option(metavar="NAME,NAME,...", help="Names of all columns in order, for a text file without a header."),
+    ] = None
     allow_pickle: Annotated[
         bool, _log_option("--allow-pickle", help="Allow .pickle files. Reading one runs the code in it.")
     ] = False
@@ -63,16 +98,24 @@ class LogFormat:
 
     def session_arguments(self) -> dict[str, Any]:
         """Return keyword arguments for `SessionStore.from_events` and `prepare`."""
-        return {name: value for name, value in self._arguments().items() if name != "user_key"}
+        unused = ("user_key" if self.session_gap is None else "session_key", "rating_key", "min_rating")
+        return {name: value for name, value in self._arguments().items() if name not in unused}
 
-    def graph_arguments(self) -> dict[str, Any]:
-        """Return keyword arguments for `InteractionGraph.from_table`."""
-        return {name: value for name, value in self._arguments().items() if name not in ("session_key", "time_key")}
+    def graph_arguments(self, *, with_times: bool = False) -> dict[str, Any]:
+        """Return keyword arguments for `InteractionGraph.from_table`, which reads times if `with_times`."""
+        unused = ["session_key", "session_gap"]
+        if not with_times:
+            unused += ["time_key", "time_of_day_key", "time_format"]
+        if self.min_rating is None:
+            unused += ["rating_key"]
+        return {name: value for name, value in self._arguments().items() if name not in unused}
 
     def _arguments(self) -> dict[str, Any]:
         """Return all fields by name, with a tab character for the separator "tab" and None for the quote "none"."""
         separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
-        return {**vars(self), "separator": separator, "quote": None if self.quote == "none" else self.quote}
+        columns = None if self.columns is None else self.columns.split(",")
+        quote = None if self.quote == "none" else self.quote
+        return {**vars(self), "separator": separator, "quote": quote, "columns": columns}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from gru4rec_fast.cli.inputs import open_interactions, refuse_unused_options
 from gru4rec_fast.cli.options import LogFormat, with_option_groups
 from gru4rec_fast.cli.output import print_note, row_counter
 from gru4rec_fast.cli.processes import is_first_rank, is_one_of_many, join_ranks
+
+if TYPE_CHECKING:
+    from gru4rec_fast.data import Split
 
 _filter_option = partial(typer.Option, rich_help_panel="Filters")
 _split_option = partial(typer.Option, rich_help_panel="Splits by time")
@@ -59,9 +62,14 @@ def prepare(
         _interactions_option(
             "--interactions",
             help='Store user-item interactions for graph models; LOG may also be a .txt of "user item item ..." lines. '
-            "--split and --validation-split then take only fraction=F, which is a share of each user's interactions.",
+            "--split and --validation-split then take fraction=F, a random share of each user's interactions; "
+            "last-event, the last interaction of each user; or last-day or days=N, the latest interactions.",
         ),
     ] = False,
+    k_core: Annotated[
+        int | None,
+        _interactions_option(metavar="K", help="Keep users and items with at least K interactions among themselves."),
+    ] = None,
     seed: Annotated[int, _interactions_option(help="Seed of the random choice of held-out interactions.")] = 0,
     log_format: LogFormat,
 ) -> None:
@@ -79,7 +87,12 @@ def prepare(
     from gru4rec_fast import data
     from gru4rec_fast.data.array_folder import reading_notes
 
-    refuse_unused_options(log_format, interactions, source)
+    splits = [None if text is None else data.Split.parse(text) for text in (split, validation_split)]
+    splits = [replace(split, time_unit=time_unit) if split and split.uses_time_unit else split for split in splits]
+    if time_unit != "s" and not any(split and split.uses_time_unit for split in splits):
+        raise ValueError("--time-unit is for splits by days: give --split last-day or days=N, or leave it out")
+    with_times = any(split is not None and split.fraction is None for split in splits)
+    refuse_unused_options(log_format, interactions, source, with_times=with_times)
     if interactions:
         if is_one_of_many():
             raise ValueError("prepare --interactions runs in one process: start it without torchrun")
@@ -88,21 +101,18 @@ def prepare(
             "--min-session-length": min_session_length != 2,
             "--collapse-repeats": collapse_repeats,
             "--no-remove-duplicates": not remove_duplicates,
-            "--time-unit": time_unit != "s",
         }
         for flag, used in is_used.items():
             if used:
                 raise ValueError(f"{flag} is for session logs, not for --interactions")
-        if seed != 0 and split is None and validation_split is None:
-            raise ValueError("--seed is for --split and --validation-split: give one of them, or leave it out")
-        _prepare_interactions(source, out_dir, split, validation_split, seed, log_format)
+        if seed != 0 and not any(split is not None and split.fraction is not None for split in splits):
+            raise ValueError("--seed is for --split and --validation-split by fraction=F: give one, or leave it out")
+        _prepare_interactions(source, out_dir, k_core, splits, seed, log_format, with_times)
         return
+    if k_core is not None:
+        raise ValueError("--k-core is for --interactions: sessions have --min-item-support and --min-session-length")
     if seed != 0:
         raise ValueError("--seed is for --interactions: sessions are held out by time, not at random")
-    splits = [None if text is None else data.Split.parse(text) for text in (split, validation_split)]
-    splits = [replace(split, time_unit=time_unit) if split and split.uses_time_unit else split for split in splits]
-    if time_unit != "s" and not any(split and split.uses_time_unit for split in splits):
-        raise ValueError("--time-unit is for splits by days: give --split last-day or days=N, or leave it out")
     with join_ranks("cpu") as ranks, row_counter(source.name) as progress:
         stores = data.prepare(
             source,
@@ -126,28 +136,25 @@ def prepare(
 
 
 def _prepare_interactions(
-    source: Path, out_dir: Path, split: str | None, validation_split: str | None, seed: int, log_format: LogFormat
+    source: Path,
+    out_dir: Path,
+    k: int | None,
+    splits: list[Split | None],
+    seed: int,
+    log_format: LogFormat,
+    with_times: bool,
 ) -> None:
-    """Write graphs to OUT_DIR: train; with `split` also test; with `validation_split` also train_tr and train_valid."""
+    """Write graphs to OUT_DIR: train; with the first split also test; with the second also train_tr and train_valid."""
+    from gru4rec_fast.data import k_core
     from gru4rec_fast.data.graphs.split import replace_parts, split_interactions
 
-    fractions = [None if text is None else _parse_fraction(text) for text in (split, validation_split)]
     with replace_parts(out_dir) as graphs:  # before the log is read: raises an error for a folder of other content
-        graphs["train"] = open_interactions(source, log_format)
-        if fractions[0] is not None:
-            graphs["train"], graphs["test"] = split_interactions(graphs["train"], fractions[0], seed=seed)
-        if fractions[1] is not None:
-            graphs["train_tr"], graphs["train_valid"] = split_interactions(graphs["train"], fractions[1], seed=seed)
+        graphs["train"] = open_interactions(source, log_format, with_times=with_times)
+        if k is not None:
+            graphs["train"] = k_core(graphs["train"], k)
+            print_note(f"{k}-core: {graphs['train'].summary(notes=False)}")
+        for split, names in zip(splits, (("train", "test"), ("train_tr", "train_valid")), strict=True):
+            if split is not None:
+                graphs.update(zip(names, split_interactions(graphs["train"], split, seed=seed), strict=True))
     for name, graph in graphs.items():
         print(f"{out_dir / name}: {graph.summary(notes=False)}")
-
-
-def _parse_fraction(text: str) -> float:
-    """Return F of a split "fraction=F"; ValueError for any other split."""
-    kind, _, value = text.partition("=")
-    try:
-        if kind == "fraction":
-            return float(value)
-    except ValueError:
-        pass
-    raise ValueError(f"split {text!r}: with --interactions choose fraction=F, as in fraction=0.2")

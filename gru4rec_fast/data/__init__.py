@@ -1,5 +1,6 @@
 """Session logs and interaction graphs: reading, preparation, memory-mapped stores, data loaders and samplers."""
 
+from gru4rec_fast.data.graphs.filters import k_core
 from gru4rec_fast.data.graphs.graph import InteractionGraph
 from gru4rec_fast.data.graphs.split import split_interactions
 from gru4rec_fast.data.graphs.triples import TripleSampler
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "TripleSampler",
     "Vocabulary",
+    "k_core",
     "open_prepared",
     "prepare",
     "split_interactions",

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gru4rec_fast.data.table_reader import numpy_ids, plain_integers
-from gru4rec_fast.data.tables import NAMES, QUOTE, suffix_without_compression
+from gru4rec_fast.data.tables import ENCODING, NAMES, QUOTE, suffix_without_compression
 from gru4rec_fast.data.text_files import first_line, guess_separator, line_batches, pl
 
 _INTEGER, _DECIMAL = r"^[+-]?\d+$", r"^[+-]?\d+\.\d*$"
 
 
 def holds_adjacency_lists(
-    path: str | Path, wanted: Mapping[str, str], separator: str | None = None, quote: str | None = QUOTE
+    path: str | Path,
+    wanted: Mapping[str, str],
+    *,
+    separator: str | None = None,
+    quote: str | None = QUOTE,
+    encoding: str = ENCODING,
+    columns: Sequence[str] | None = None,
 ) -> bool:
     """Return True if a file holds `user item item ...` lines, False if it is a table.
 
     Only .txt files (also .txt.gz, .txt.zst) hold such lines. A .txt file is a table if its first line has the columns
-    `wanted` (names by role), or if `separator` is given, or if `quote` or a name differs from the default.
+    `wanted` (names by role), or if `separator` or `columns` is given, or if `quote` or a name differs from the default.
     Otherwise, a missing or empty file gives True, so that `read_adjacency_lists` raises the error.
 
     Raises ValueError if the file cannot be read.
@@ -28,16 +34,18 @@ def holds_adjacency_lists(
     path = Path(path)
     if suffix_without_compression(path) != ".txt":
         return False
-    if separator is not None or quote != QUOTE or any(name != NAMES[role][0] for role, name in wanted.items()):
+    if separator is not None or columns is not None or quote != QUOTE:
+        return False
+    if any(name != NAMES[role][0] for role, name in wanted.items()):
         return False
     if not path.is_file() or path.stat().st_size == 0:
         return True
-    header = first_line(path)[1]
+    header = first_line(path, encoding)[1]
     names = [name.strip(' "') for name in header.split(guess_separator(header, wanted.values()))]
     return not set(wanted.values()) <= set(names)
 
 
-def read_adjacency_lists(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_adjacency_lists(path: str | Path, encoding: str = ENCODING) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read lines of `user item item ...`, separated by blanks or tabs; plain, .gz or .zst. Empty lines are skipped.
 
     Returns:
@@ -52,7 +60,7 @@ def read_adjacency_lists(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.n
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    lines = pl.concat(list(line_batches(path)))
+    lines = pl.concat(list(line_batches(path, encoding=encoding)))
     # polars does not split lines that end with a carriage return alone.
     words = lines.drop_nulls().str.split("\r").explode().str.extract_all(r"\S+")
     words = words.filter(words.list.len() > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from gru4rec_fast.distributed import Ranks
 
 BATCH_ROWS = 1_000_000
+# Formats of times with codes that polars reads as Python does, and all that it needs for a date.
+_POLARS_CODES = re.compile(r"(?=.*%Y)(?=.*%m)(?=.*%d)(?:(?=.*%H)(?=.*%M)|(?!.*%[HMS]))(?:[^%]|%[YmdHMS])+")
+_ID_ROLES = ("session", "user", "item")
 _EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}  # floats represent all smaller integers
 
 
@@ -30,11 +34,13 @@ class TableReader:
     """Reads a table as frames of ids and times with uniform types.
 
     Ids of a text file become Int64, or String if any id of the column is not a plain integer ("007" is another id than
-    "7"). Ids of other tables become Int64 or String, as their column. Times become Int64 or Float64. In a text file,
-    blanks around values are removed. A value that is missing or unreadable raises an error with its column and row.
+    "7"). Ids of other tables become Int64 or String, as their column. Times become Int64 or Float64, ratings Float64.
+    In a text file, blanks around values are removed. A value that is missing or unreadable raises an error with its
+    column and row.
 
     Args:
-        table: the table to read.
+        table: the table to read. If it has the columns "time" and "time_of_day", their texts are joined by a blank.
+        time_format: format of times that are texts, see `SessionStore.from_events`.
         kinds: types to assume first, by role, by default "int". With "str", ids are always strings.
 
     Attributes:
@@ -43,11 +49,14 @@ class TableReader:
             "date" for times.
     """
 
-    def __init__(self, table: Table, **kinds: str) -> None:
+    def __init__(self, table: Table, *, time_format: str | None = None, **kinds: str) -> None:
         self.table = table
+        self._time_format = time_format
+        if time_format is not None:
+            _check_time_format(time_format)
         self.kinds = {**dict.fromkeys(table.columns, "int"), **kinds}
         self.n_rows = 0
-        self._id_roles = [role for role in table.columns if role != "time"]
+        self._id_roles = [role for role in table.columns if role in _ID_ROLES]
         self._reasons: dict[str, str] = {}
         self._stripped: dict[str, int] = {}
         self._part, self._first_row = table, 0  # the file that is read, if there are several, and its first row
@@ -128,12 +137,28 @@ class TableReader:
         else:
             frame = frame.with_columns(row=pl.int_range(self.n_rows, self.n_rows + frame.height, dtype=pl.Int64))
             self._check_families(frame)
+        if not self._part.has_header and self.n_rows == self._first_row:
+            self._refuse_header(frame)
         typed = [self._typed_ids(frame, role) for role in self._id_roles]
+        if "time_of_day" in self.table.columns:
+            frame = self._with_joined_times(frame)
         if "time" in self.table.columns:
             typed.append(self._times(frame))
+        if "rating" in self.table.columns:
+            typed.append(self._ratings(frame))
         if frame.height:
             self.n_rows = frame["row"][-1] + 1
         return frame.with_columns(typed)
+
+    def _refuse_header(self, frame: pl.DataFrame) -> None:
+        """Raise ValueError if only the ids of the first row are no integers, so that it seems to be a header."""
+        masks = [plain_integers(frame[role])[1] for role in self._id_roles]
+        if all(len(is_text) > 1 and is_text[0] and not is_text[1:].any() for is_text in masks):
+            ids = ", ".join(f"{value!r:.80}" for value in frame.select(self._id_roles).row(0))
+            raise ValueError(
+                f"{self._part.name}: the first row, with the ids {ids}, seems to be a header, because all other ids "
+                "are integers: remove it, or use its names instead of columns=... (--columns)"
+            )
 
     def _typed_ids(self, frame: pl.DataFrame, role: str) -> pl.Series:
         """Return the ids of a role as Int64 or String. Raises RereadRequired if the type has to change."""
@@ -173,17 +198,21 @@ class TableReader:
         """Return the times as Int64 or Float64. Dates become seconds since 1970."""
         times = frame["time"]
         self._raise_if(frame, "time", times.is_null(), "a time is missing")
+        if self._time_format is not None:
+            if times.dtype != pl.String:
+                raise ValueError(
+                    f"{self._label('time')}: time_format={self._time_format!r} is for texts and has no effect on "
+                    f"{times.dtype}: leave it out"
+                )
+            seconds = _parse_times_by_format(times, self._time_format)
+            self._raise_if(frame, "time", seconds.is_null(), f"not of the form time_format={self._time_format!r}")
+            return seconds
         if times.dtype == pl.String:
             return self._parse_times(frame)
         if times.dtype == pl.Date:
             return times.to_physical() * 86400.0
         if isinstance(times.dtype, pl.Datetime):
-            unit = times.dtype.time_unit
-            if unit == "ns":
-                times = times.cast(pl.Datetime("us"))
-            # NumPy rounds quotients correctly; polars multiplies by the rounded reciprocal.
-            ticks = times.to_physical().to_numpy()
-            return pl.Series("time", ticks / (1e3 if unit == "ms" else 1e6))
+            return _seconds(times)
         if times.dtype.is_integer():
             integers = times.cast(pl.Int64, strict=False)
             self._raise_if(frame, "time", integers.is_null(), "the number does not fit int64")
@@ -195,6 +224,30 @@ class TableReader:
                 self._change_kind("time", "float")
             return floats
         raise ValueError(f"{self._label('time')}: times must be numbers, dates or ISO 8601 strings, not {times.dtype}")
+
+    def _with_joined_times(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return a frame with dates and times of day in one column "time" of texts."""
+        for role, allowed in (("time", pl.Date), ("time_of_day", pl.Time)):
+            if frame[role].dtype not in (pl.String, allowed, pl.Null):
+                raise ValueError(
+                    f"{self._label(role)}: in two columns, times must be texts or the types {pl.Date} and {pl.Time}, "
+                    f"not {frame[role].dtype}"
+                )
+        clock = frame["time_of_day"]
+        if clock.dtype == pl.Time:
+            clock = clock.dt.strftime("%H:%M:%S%.f")  # a cast to String would lose the fractions of seconds
+        both = pl.concat_str(pl.col("time").cast(pl.String), clock.cast(pl.String), separator=" ")
+        return frame.with_columns(both.alias("time")).drop("time_of_day")
+
+    def _ratings(self, frame: pl.DataFrame) -> pl.Series:
+        """Return the ratings as Float64."""
+        ratings = frame["rating"]
+        if not (ratings.dtype.is_numeric() or ratings.dtype in (pl.String, pl.Null)):
+            raise ValueError(f"{self._label('rating')}: ratings must be numbers, not {ratings.dtype}")
+        self._raise_if(frame, "rating", ratings.is_null(), "a rating is missing")
+        numbers = ratings.cast(pl.Float64, strict=False)
+        self._raise_if(frame, "rating", ~numbers.is_finite().fill_null(False), "a rating must be a finite number")
+        return numbers
 
     def _parse_times(self, frame: pl.DataFrame) -> pl.Series:
         """Parse times that are strings as the assumed kind, which is "int" at first.
@@ -228,13 +281,14 @@ class TableReader:
             # Dates are not shown, because Python cannot represent all of them.
             value = frame[role].dtype if frame[role].dtype.is_temporal() else frame[role][index]
             row = frame["row"][index] - self._first_row + 1
-            raise ValueError(
-                f"{self._label(role)}, row {row} (the first after the header is 1), value {value!r:.80}: {problem}"
-            )
+            first = "the first after the header is 1" if self._part.has_header else "the first is 1"
+            raise ValueError(f"{self._label(role)}, row {row} ({first}), value {value!r:.80}: {problem}")
 
     def _label(self, role: str) -> str:
         """Return the names of the source and the column, for an error message."""
-        return f"{self._part.name}: column {self._part.columns[role]!r}"
+        roles = [role, "time_of_day"] if role == "time" else [role]
+        columns = [repr(self._part.columns[role]) for role in roles if role in self._part.columns]
+        return f"{self._part.name}: column {' + '.join(columns)}"
 
     def _check_families(self, frame: pl.DataFrame) -> None:
         """Raise ValueError if a column has strings in one part and numbers in another, or dates and numbers."""
@@ -263,13 +317,62 @@ def plain_integers(ids: pl.Series) -> tuple[pl.Series, pl.Series]:
     return integers, is_text
 
 
+def _seconds(times: pl.Series) -> pl.Series:
+    """Convert Datetime values to seconds since 1970, Float64."""
+    unit = times.dtype.time_unit  # type: ignore[attr-defined]
+    if unit == "ns":
+        times = times.cast(pl.Datetime("us"))
+    # NumPy rounds quotients correctly; polars multiplies by the rounded reciprocal.
+    return pl.Series("time", times.to_physical().to_numpy() / (1e3 if unit == "ms" else 1e6))
+
+
 def _parse_iso_time(text: Any) -> float | None:
     """Convert an ISO 8601 date or time to seconds since 1970; None for other text. Without a time zone it is UTC."""
     try:
-        time = datetime.fromisoformat(text.strip())
+        return _timestamp(datetime.fromisoformat(text.strip()))
     except ValueError:
         return None
+
+
+def _timestamp(time: datetime) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def _parse_times_by_format(times: pl.Series, time_format: str) -> pl.Series:
+    """Convert texts to seconds since 1970, Float64, as `datetime.strptime` reads them; null for other texts."""
+    if not _POLARS_CODES.fullmatch(time_format):
+        return pl.Series("time", [_strptime(text, time_format) for text in times], dtype=pl.Float64)
+    # polars is faster, but also accepts other texts, such as the second 60. A time that polars formats as the same text
+    # is the one that strptime finds.
+    parsed = times.str.to_datetime(time_format, time_unit="us", strict=False)
+    is_same = (parsed.dt.strftime(time_format) == times) & parsed.dt.year().is_between(1, 9999)
+    others = (~is_same.fill_null(False)).arg_true()
+    seconds = _seconds(parsed)
+    seconds[others] = [_strptime(text, time_format) for text in times[others]]
+    return seconds
+
+
+def _strptime(text: str, time_format: str) -> float | None:
+    try:
+        return _timestamp(datetime.strptime(text, time_format))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _check_time_format(time_format: str) -> None:
+    """Raise ValueError for a format that `datetime.strptime` does not know, or that does not state the whole time."""
+    example = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
+    try:
+        year = datetime.strptime(example.strftime(time_format), time_format).year
+    except (ValueError, re.error) as error:
+        raise ValueError(f"time_format={time_format!r} is not a format of datetime.strptime: {error}") from None
+    if year != example.year:
+        raise ValueError(f"time_format={time_format!r} has no year, such as %Y: times cannot be compared without it")
+    if "Z" in re.findall("%(.)", time_format):
+        raise ValueError(
+            f"time_format={time_format!r}: names of time zones are ambiguous: give the name itself, as in '%H:%M UTC', "
+            "if it is UTC in all rows, or numeric time zones (%z)"
+        )
 
 
 def numpy_ids(ids: pl.Series) -> np.ndarray:

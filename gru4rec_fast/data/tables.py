@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -25,8 +25,10 @@ NAMES = {
     "user": ("UserId", "user_id"),
     "item": ("ItemId", "item_id"),
     "time": ("Time", "timestamp"),
+    "rating": ("Rating", "rating"),
+    "time_of_day": ("", ""),  # if the column of times has only dates
 }
-QUOTE = '"'  # the default quote character of text files
+QUOTE, ENCODING = '"', "utf-8"  # defaults of text files
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # limits in an error message: column names, and characters of each name
 
 
@@ -36,11 +38,12 @@ class Table:
 
     Attributes:
         name: name of the source in error messages.
-        columns: column names by role. The roles are "session", "item" and "time", or "user" and "item".
+        columns: column names by role, see `NAMES`.
         frames: function that takes a maximum number of rows and yields the columns, named by role, in frames of at
             most this many rows, in input order. Frames of text files also have the column "row", see `TextFile.frames`.
         is_text: True for text files, in which blanks around values are removed and plain integers are integer ids.
         parts: the tables of the files, if the source has several; with several ranks, only this rank's files.
+        has_header: False for text files without a header.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Table:
     frames: Callable[[int], Iterator[pl.DataFrame]]
     is_text: bool = False
     parts: tuple[Table, ...] = ()
+    has_header: bool = True
 
 
 def open_table(
@@ -56,24 +60,29 @@ def open_table(
     *,
     separator: str | None = None,
     quote: str | None = QUOTE,
+    encoding: str = ENCODING,
+    columns: Sequence[str] | None = None,
     allow_pickle: bool = False,
     ranks: Ranks | None = None,
 ) -> Table:
     """Open a file, several part files or a data frame, and find its columns.
 
     Args:
-        source, separator, quote, allow_pickle: as for `SessionStore.from_events`.
+        source, separator, quote, encoding, columns, allow_pickle: as for `SessionStore.from_events`.
         wanted: names of the wanted columns by role.
         ranks: with several processes, each opens consecutive part files of its own, in the order of ranks.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is empty; a wanted column is missing, or two columns have its name; `separator` or `quote`
-            is given for a source that is no text file; some parts are text files and others are not; with `ranks`,
-            the source has no part files.
-        TypeError: `source` is neither a path nor a table.
+        ValueError: the file is empty; a wanted column is missing, or two columns have its name; an option of
+            text files is given for a source that is no text file; some parts are text files and others are not;
+            with `ranks`, the source has no part files.
+        TypeError: `source` is neither a path nor a table; `columns` is no sequence of strings.
     """
-    options: dict[str, Any] = {"separator": separator, "quote": quote, "allow_pickle": allow_pickle}
+    if columns is not None and (isinstance(columns, str) or not all(isinstance(name, str) for name in columns)):
+        raise TypeError(f"columns={columns!r:.80}: give a list of the names of all columns, in order")
+    text_options = {"separator": separator, "quote": quote, "encoding": encoding, "columns": columns}
+    options: dict[str, Any] = {"text_options": text_options, "allow_pickle": allow_pickle}
     if ranks is not None:
         return _open_own_parts(source, wanted, ranks, **options)
     if (paths := part_paths(source)) is None:
@@ -115,12 +124,12 @@ def _no_frames(batch_rows: int) -> Iterator[pl.DataFrame]:
 
 
 def _open_single(
-    source: Any, wanted: Mapping[str, str], *, separator: str | None, quote: str | None, allow_pickle: bool
+    source: Any, wanted: Mapping[str, str], *, text_options: Mapping[str, Any], allow_pickle: bool
 ) -> Table:
-    """Open one file or a data frame; see `open_table`."""
+    """Open one file or a data frame; see `open_table`. `text_options` are arguments of `TextFile.check`."""
     if not isinstance(source, (str, Path)):
         name = f"the {type(source).__name__} given"
-        _refuse_text_options(name, separator=separator, quote=quote)
+        _refuse_text_options(name, text_options)
         return _from_object(source, wanted, name)
     path = Path(source)
     if path.is_dir():
@@ -134,22 +143,25 @@ def _open_single(
         raise ValueError(f"{path} is empty")
     file_type = suffix_without_compression(path)
     if file_type in (".parquet", ".pq", ".pickle", ".pkl"):
-        _refuse_text_options(str(path), separator=separator, quote=quote)
+        _refuse_text_options(str(path), text_options)
     if file_type in (".parquet", ".pq"):
         return _from_lazy(pl.scan_parquet(path, glob=False), wanted, str(path))
     if file_type in (".pickle", ".pkl"):
         return _from_pickle(path, wanted, allow_pickle)
     if file_type == ".inter":
+        separator, quote = text_options["separator"] or "\t", text_options["quote"]
         if quote not in (QUOTE, None):
             raise ValueError(f"quote={quote!r}: fields of .inter files are never quoted, as in {path}; leave it out")
-        return _from_text(path, wanted, separator or "\t", None, is_recbole=True)
-    return _from_text(path, wanted, separator, quote)
+        if text_options["columns"] is not None:
+            raise ValueError(f"columns=...: .inter files have a header, as in {path}; leave it out")
+        return _from_text(path, wanted, {**text_options, "separator": separator, "quote": None}, is_recbole=True)
+    return _from_text(path, wanted, text_options)
 
 
-def _refuse_text_options(name: str, separator: str | None, quote: str | None) -> None:
+def _refuse_text_options(name: str, text_options: Mapping[str, Any]) -> None:
     """Raise ValueError if an option for text files is given for another source, the name of which is `name`."""
-    for option, value, default in (("separator", separator, None), ("quote", quote, QUOTE)):
-        if value != default:
+    for option, value in text_options.items():
+        if value != {"quote": QUOTE, "encoding": ENCODING}.get(option):
             raise ValueError(f"{option}={value!r} has no effect on {name}, which is no text file: leave it out")
 
 
@@ -160,15 +172,15 @@ def suffix_without_compression(path: Path) -> str:
 
 
 def _from_text(
-    path: Path, wanted: Mapping[str, str], separator: str | None, quote: str | None, is_recbole: bool = False
+    path: Path, wanted: Mapping[str, str], text_options: Mapping[str, Any], is_recbole: bool = False
 ) -> Table:
-    file = TextFile.check(path, separator, quote, wanted.values())
+    file = TextFile.check(path, wanted.values(), **text_options)
     hint = ""
     if len(file.names) == 1:
         hint = f" (split at {file.separator!r}; give separator=... (--separator ...) if that is wrong)"
     columns = _find_columns(wanted, file.names, str(path), "recbole" if is_recbole else "text", hint)
     indices = {role: file.names.index(column) for role, column in columns.items()}
-    return Table(str(path), columns, partial(file.frames, indices), is_text=True)
+    return Table(str(path), columns, partial(file.frames, indices), is_text=True, has_header=file.has_header)
 
 
 def _from_pickle(path: Path, wanted: Mapping[str, str], allow_pickle: bool) -> Table:
@@ -186,15 +198,20 @@ def _from_pickle(path: Path, wanted: Mapping[str, str], allow_pickle: bool) -> T
 
 
 def _from_object(table: Any, wanted: Mapping[str, str], name: str) -> Table:
-    """Return a data frame, an Arrow table or a dict of columns as a Table."""
+    """Return a data frame, an Arrow stream, a record array or a dict of columns as a Table."""
     if isinstance(table, pl.LazyFrame):
         return _from_lazy(table, wanted, name)
+    if isinstance(table, np.ndarray) and table.dtype.names and table.ndim == 1:
+        table = {field: table[field] for field in table.dtype.names}
+    # Columns of pandas, polars and pyarrow are read without this interface, for which pandas would need pyarrow.
+    elif hasattr(table, "__arrow_c_stream__") and not hasattr(table, "iloc") and not hasattr(table, "column_names"):
+        table = _from_arrow_stream(table, name)
     # Arrow has column_names, polars and pandas have columns.
     names = table if isinstance(table, Mapping) else getattr(table, "column_names", getattr(table, "columns", None))
     if names is None:
         raise TypeError(
-            f"events cannot be read from {name}; give a path, a pandas, polars or Arrow table, or a dict of columns "
-            "(pyarrow.table() makes a table of an Arrow stream)"
+            f"events cannot be read from {name}; give a path, a pandas or polars table, an object with "
+            "__arrow_c_stream__ (pyarrow, duckdb, ibis), a record array of one dimension, or a dict of columns"
         )
     columns = _find_columns(wanted, [column for column in names if isinstance(column, str)], name)
     series = {role: _series(column, table[column], name) for role, column in columns.items()}
@@ -205,6 +222,14 @@ def _from_object(table: Any, wanted: Mapping[str, str], name: str) -> Table:
     return Table(name, columns, lambda batch_rows: frame.iter_slices(batch_rows))
 
 
+def _from_arrow_stream(table: Any, name: str) -> pl.DataFrame:
+    """Read a table with the method `__arrow_c_stream__` into memory."""
+    try:
+        return pl.DataFrame(table)
+    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: its Arrow stream cannot be read: {str(error).splitlines()[0]}") from error
+
+
 def _series(name: str, values: Any, source: str) -> pl.Series:
     """Convert a column to polars. A pandas column is first converted to NumPy: polars would need pyarrow for it."""
     if hasattr(values, "iloc"):
@@ -212,6 +237,8 @@ def _series(name: str, values: Any, source: str) -> pl.Series:
         values = values.to_numpy("datetime64[us]") if values.dtype.kind == "M" else values.to_numpy()
         if values.dtype == object:
             values = [None if missing else value for value, missing in zip(values, is_missing, strict=True)]
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        values = values.astype("datetime64[us]")
     if isinstance(values, np.ndarray) and values.dtype.kind == "O":
         values = values.tolist()
     try:
@@ -267,9 +294,11 @@ def _find_columns(
         name = recbole_name if is_recbole and column == default and column not in searched_names else column
         if name not in searched_names:
             nearest = _nearest(column, names)
+            values = "times of day" if role == "time_of_day" else f"{role}s"
+            flag = f"--{role.replace('_', '-')}-key"
             raise ValueError(
                 f"{source} has no column {column!r}; its columns are {_abbreviated(names)}{hint}: give the name of the "
-                f"column of {role}s by {role}_key=... (--{role}-key ...)"
+                f"column of {values} by {role}_key=... ({flag} ...)"
                 + (f"; the nearest is {' or '.join(map(repr, nearest))}" if nearest else "")
             )
         _require_unique(name, searched_names, source)

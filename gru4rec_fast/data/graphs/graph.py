@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,32 @@ _FOLDER_FORMAT = FolderFormat(
 )
 
 
+@dataclass(frozen=True)
+class EdgeTimes:
+    """Times of the interactions of a graph, in the order of `InteractionGraph.interactions`.
+
+    Attributes:
+        times: int64 or float64 [n_edges]; of repeated interactions, the time of the first.
+        rows: int64 [n_edges], input row of each interaction, which orders interactions of equal times.
+    """
+
+    times: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of_first(cls, users: np.ndarray, items: np.ndarray, times: np.ndarray) -> EdgeTimes:
+        """Return the time of the first interaction of each pair; `users`, `items` (indices) and `times` are [n]."""
+        order = np.lexsort((times, items, users))  # equal times stay in input order
+        pairs = np.stack([users[order], items[order]])
+        is_first = np.append(True, np.any(pairs[:, 1:] != pairs[:, :-1], axis=0))
+        rows = order[is_first]
+        return cls(times[rows], rows)
+
+    def select(self, mask: np.ndarray) -> EdgeTimes:
+        """Return the times of the interactions for which `mask`, bool [n_edges], is True."""
+        return EdgeTimes(self.times[mask], self.rows[mask])
+
+
 class InteractionGraph:
     """A bipartite graph of users and items. Node u is user u, node n_users + i is item i.
 
@@ -57,7 +84,11 @@ class InteractionGraph:
         n_nodes, n_edges: n_users + n_items, and the number of undirected edges.
         meta: how the graph was built: `meta["dropped"]` counts what was removed, by reason, and `meta["ids"]` states
             how the ids of a table were read.
+        edge_times: times of the interactions of a graph that `from_table` read with `time_key`, for
+            `split_interactions`; else None. They are not saved.
     """
+
+    edge_times: EdgeTimes | None = None
 
     def __init__(
         self, offsets: np.ndarray, neighbors: np.ndarray, users: Vocabulary, items: Vocabulary, meta: dict[str, Any]
@@ -131,16 +162,21 @@ class InteractionGraph:
         user_ids = Vocabulary(np.arange(n_users)) if user_ids is None else user_ids
         item_ids = Vocabulary(np.arange(n_items)) if item_ids is None else item_ids
         meta = dict(meta or {})
-        meta["dropped"] = {**meta.get("dropped", {}), "duplicate_interactions": n_repeated}
+        dropped = meta.get("dropped", {})
+        n_repeated += dropped.get("duplicate_interactions", 0)
+        meta["dropped"] = {**dropped, "duplicate_interactions": n_repeated}
         return cls(offsets, neighbors, user_ids, item_ids, meta)
 
     @classmethod
-    def from_text(cls, path: str | Path, *, like: InteractionGraph | None = None) -> InteractionGraph:
+    def from_text(
+        cls, path: str | Path, *, encoding: str = "utf-8", like: InteractionGraph | None = None
+    ) -> InteractionGraph:
         """Read a text file with lines of `user item item ...`. A user may have no item, or several lines.
 
         Args:
             path: the file, plain or compressed (.gz, .zst). Ids are integers or words without blanks. They get indices
                 in sorted order.
+            encoding: encoding of the file, such as "latin-1". A byte order mark is removed.
             like: the training graph, for a test file: the new graph has the ids and indices of `like`; interactions of
                 users or items that `like` does not have are removed and counted in `meta["dropped"]`. The integer 7 and
                 the string "7" are the same id.
@@ -152,7 +188,7 @@ class InteractionGraph:
         """
         from gru4rec_fast.data.adjacency_lists import read_adjacency_lists
 
-        line_user_ids, items_per_line, item_ids = read_adjacency_lists(path)
+        line_user_ids, items_per_line, item_ids = read_adjacency_lists(path, encoding)
         user_ids = np.repeat(line_user_ids, items_per_line)
         return cls._from_ids(str(path), user_ids, item_ids, like, meta={}, all_user_ids=line_user_ids)
 
@@ -163,36 +199,65 @@ class InteractionGraph:
         *,
         user_key: str = "UserId",
         item_key: str = "ItemId",
+        time_key: str | None = None,
+        time_of_day_key: str | None = None,
+        time_format: str | None = None,
+        rating_key: str = "Rating",
+        min_rating: float | None = None,
         separator: str | None = None,
         quote: str | None = '"',
+        encoding: str = "utf-8",
+        columns: Sequence[str] | None = None,
         allow_pickle: bool = False,
         like: InteractionGraph | None = None,
     ) -> InteractionGraph:
-        """Read two columns of a table, one interaction per row. Other columns are ignored.
+        """Read the columns of users and items of a table, one interaction per row. Other columns are ignored.
 
         Args:
-            source: path of a TSV/CSV (plain, .gz, .zst), Parquet, RecBole `.inter` or pickle file; or a pandas, polars
-                or Arrow table; or a dict of columns.
-            user_key, item_key: names of the columns. In a `.inter` file, the defaults also find RecBole's user_id and
-                item_id.
-            separator: column separator of a text file; by default found in the header.
-            quote: as for `SessionStore.from_events`.
-            allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
+            source, separator, quote, encoding, columns, allow_pickle: as for `SessionStore.from_events`.
+            user_key, item_key, rating_key: names of the columns. In a `.inter` file, the defaults also find RecBole's
+                user_id, item_id and rating.
+            time_key: name of a column of times, which become `edge_times`; by default no times are read. "Time" also
+                finds RecBole's timestamp.
+            time_of_day_key, time_format: as for `SessionStore.from_events`, with `time_key` only.
+            min_rating: use only the rows with at least this rating, which then needs a column. The others are counted
+                in `meta["dropped"]`. By default all rows are used, and no rating is read.
             like: as in `from_text`.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: there are no rows, a column is missing, or an id is missing or neither integer nor string.
+            ValueError: there are no rows, a column is missing, an id is missing or neither integer nor string, or an
+                option has no effect on the source.
             TypeError: `source` is neither a path nor a table.
         """
         from gru4rec_fast.data.table_reader import TableReader, numpy_ids
-        from gru4rec_fast.data.tables import open_table
+        from gru4rec_fast.data.tables import NAMES, open_table
 
-        keys = {"user": user_key, "item": item_key}
-        reader = TableReader(open_table(source, keys, separator=separator, quote=quote, allow_pickle=allow_pickle))
-        user_ids, item_ids = map(numpy_ids, reader.read().select("user", "item"))
-        meta = {"ids": reader.id_parsing()}
-        return cls._from_ids(reader.table.name, user_ids, item_ids, like, meta=meta, all_user_ids=user_ids)
+        if min_rating is None and rating_key != NAMES["rating"][0]:
+            raise ValueError(f"rating_key={rating_key!r} has no effect without min_rating: leave it out")
+        if min_rating is not None and not np.isfinite(min_rating):
+            raise ValueError(f"min_rating={min_rating}: give a finite number")
+        for name, value in (("time_of_day_key", time_of_day_key), ("time_format", time_format)):
+            if time_key is None and value is not None:
+                raise ValueError(f"{name}={value!r} has no effect without time_key: leave it out")
+        optional = {
+            "time": time_key,
+            "time_of_day": time_of_day_key,
+            "rating": None if min_rating is None else rating_key,
+        }
+        keys = {"user": user_key, "item": item_key, **{role: key for role, key in optional.items() if key is not None}}
+        text_options: dict[str, Any] = {"separator": separator, "quote": quote, "encoding": encoding}
+        table = open_table(source, keys, columns=columns, allow_pickle=allow_pickle, **text_options)
+        reader = TableReader(table, time_format=time_format)
+        frame = reader.read()
+        meta: dict[str, Any] = {"ids": reader.id_parsing()}
+        if min_rating is not None:
+            n_rows = frame.height
+            frame = frame.filter(frame["rating"] >= min_rating)
+            meta["dropped"] = {"low_rating_interactions": n_rows - frame.height}
+        user_ids, item_ids = map(numpy_ids, frame.select("user", "item"))
+        times = None if time_key is None else frame["time"].to_numpy()
+        return cls._from_ids(table.name, user_ids, item_ids, like, meta=meta, all_user_ids=user_ids, times=times)
 
     @classmethod
     def from_scipy(
@@ -282,8 +347,9 @@ class InteractionGraph:
         *,
         meta: dict[str, Any],
         all_user_ids: np.ndarray,
+        times: np.ndarray | None = None,
     ) -> InteractionGraph:
-        """Build a graph in which the user with id `user_ids[k]` interacted with the item with id `item_ids[k]`.
+        """Build a graph in which the user with id `user_ids[k]` interacted with the item `item_ids[k]` at `times[k]`.
 
         `all_user_ids` also has the users without interactions. `name` is the name of the source in error messages.
         """
@@ -293,15 +359,20 @@ class InteractionGraph:
         user_index, item_index = users.index_of_any_kind(user_ids), items.index_of_any_kind(item_ids)
         known = (user_index >= 0) & (item_index >= 0)
         dropped = {
+            **meta.get("dropped", {}),
             "interactions_of_unknown_users": int((user_index < 0).sum()),
             "interactions_with_unknown_items": int(((user_index >= 0) & (item_index < 0)).sum()),
         }
         if not known.any():
-            reason = f"; dropped: {', '.join(dropped_counts(dropped))}" if len(known) else ""
-            raise ValueError(f"{name} holds no interactions{reason}")
+            counts = ", ".join(dropped_counts(dropped))
+            raise ValueError(f"{name} holds no interactions" + (f"; dropped: {counts}" if counts else ""))
         if like is not None:
             meta["dropped"] = dropped
-        return cls.from_arrays(user_index[known], item_index[known], user_ids=users, item_ids=items, meta=meta)
+        user_index, item_index = user_index[known], item_index[known]
+        graph = cls.from_arrays(user_index, item_index, user_ids=users, item_ids=items, meta=meta)
+        if times is not None:
+            graph.edge_times = EdgeTimes.of_first(user_index, item_index, times[known])
+        return graph
 
     def save(self, folder: str | Path) -> None:
         """Write the graph to a folder of .npy files: first to a temporary folder, which is renamed when complete.

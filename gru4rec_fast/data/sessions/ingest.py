@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from gru4rec_fast.data.sessions.events import EventLog, Events
 from gru4rec_fast.data.table_reader import RereadRequired, TableReader, numpy_ids
-from gru4rec_fast.data.tables import Table
+from gru4rec_fast.data.tables import NAMES, Table
 from gru4rec_fast.data.text_files import pl
 from gru4rec_fast.data.vocabulary import Vocabulary
 
@@ -21,10 +22,35 @@ if TYPE_CHECKING:
 PARTITIONS = 64  # number of partitions of a log of more than one batch
 
 
+def log_columns(
+    session_key: str,
+    user_key: str,
+    item_key: str,
+    time_key: str,
+    time_of_day_key: str | None,
+    session_gap: float | None,
+) -> dict[str, str]:
+    """Return the wanted columns of a log by role; the arguments are those of `SessionStore.from_events`.
+
+    Raises ValueError for a column that would not be used, and for a gap that is not a positive number.
+    """
+    if session_gap is not None and not 0 < session_gap < math.inf:
+        raise ValueError(f"session_gap={session_gap}: give a positive number, in the unit of the times")
+    role, unused = ("session", "user") if session_gap is None else ("user", "session")
+    keys = {"session": session_key, "user": user_key}
+    if keys[unused] != NAMES[unused][0]:
+        condition = "without" if session_gap is None else "with"
+        raise ValueError(f"{unused}_key={keys[unused]!r} has no effect {condition} session_gap: leave it out")
+    times = {"time": time_key} if time_of_day_key is None else {"time": time_key, "time_of_day": time_of_day_key}
+    return {role: keys[role], "item": item_key, **times}
+
+
 def ingest(
     table: Table,
     folder: Path,
     *,
+    time_format: str | None = None,
+    session_gap: float | None = None,
     vocabulary: Vocabulary | None = None,
     remove_duplicates: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -40,7 +66,8 @@ def ingest(
     Item codes number the items of `vocabulary` first, then other items in order of appearance.
 
     Args:
-        table: table with the columns "session", "item" and "time".
+        table: table with the columns "session" (or "user"), "item" and "time".
+        time_format, session_gap: as for `SessionStore.from_events`.
         folder: existing folder for temporary files, including those of the returned log. All ranks share it.
         vocabulary: vocabulary of the training data; None if there is none yet.
         remove_duplicates: keep only the first of the rows with the same session, item and time, and count the others
@@ -55,14 +82,15 @@ def ingest(
         ValueError: the log has no events, or a value cannot be read.
         OtherRankError: another rank has raised an error.
     """
-    reader = TableReader(table, item="str" if vocabulary is not None and vocabulary.holds_strings else "int")
+    item_kind = "str" if vocabulary is not None and vocabulary.holds_strings else "int"
+    reader = TableReader(table, time_format=time_format, item=item_kind)
     if ranks is not None:
-        return _ingest_together(reader, folder, vocabulary, remove_duplicates, progress, ranks)
+        return _ingest_together(reader, folder, vocabulary, session_gap, remove_duplicates, progress, ranks)
     partitions = _RowPartitions(folder / "rows")
     coder = _read(reader, vocabulary, partitions, progress)
     _require_rows(partitions.n_frames, table)
     log = EventLog(numpy_ids(coder.codes["item"]), folder if partitions.n_frames > 1 else None, reader.id_parsing())
-    _append_groups(log, partitions.pop_all(), remove_duplicates)
+    _append_groups(log, partitions.pop_all(), session_gap, remove_duplicates)
     return log
 
 
@@ -70,6 +98,7 @@ def _ingest_together(
     reader: TableReader,
     folder: Path,
     vocabulary: Vocabulary | None,
+    session_gap: float | None,
     remove_duplicates: bool,
     progress: Callable[[int], None] | None,
     ranks: Ranks,
@@ -104,7 +133,7 @@ def _ingest_together(
         own_folder = folder / f"events-{ranks.rank}"
         own_folder.mkdir()
         log = EventLog(numpy_ids(coder.codes["item"]), own_folder, reader.id_parsing())
-        _append_groups(log, _pop_own(parts, ranks), remove_duplicates)
+        _append_groups(log, _pop_own(parts, ranks), session_gap, remove_duplicates)
     log.join(ranks)
     return log if ranks.is_first else None
 
@@ -123,6 +152,7 @@ def _read(
         try:
             for frame in reader.frames():
                 if not frame.is_empty():
+                    frame = frame.rename({"user": "session"}, strict=False)  # sessions are cut from the events of users
                     partitions.add(frame.with_columns(coder.encode(frame["item"])))
                 if progress:
                     progress(reader.n_rows)
@@ -151,28 +181,51 @@ def _pop_own(parts: list[tuple[_RowPartitions, pl.Series, int]], ranks: Ranks) -
             yield pl.concat(frames)
 
 
-def _append_groups(log: EventLog, frames: Iterator[pl.DataFrame], remove_duplicates: bool) -> None:
+def _append_groups(
+    log: EventLog, frames: Iterator[pl.DataFrame], session_gap: float | None, remove_duplicates: bool
+) -> None:
     """Group the rows of each partition by session, and append them to the log."""
     for frame in frames:
         n_rows = frame.height
         if remove_duplicates:
             frame = frame.unique(["session", "item", "time"], keep="first", maintain_order=True)
             log.dropped["duplicate_events"] += n_rows - frame.height
-        log.append(_group(frame))
+        log.append(_group(frame, session_gap))
 
 
-def _group(frame: pl.DataFrame) -> Events:
-    """Group rows by session and sort each session by time. Events with equal times stay in input order."""
+def _group(frame: pl.DataFrame, session_gap: float | None) -> Events:
+    """Group rows by session and sort each session by time. Events with equal times stay in input order.
+
+    With `session_gap`, the ids of sessions in the frame are those of users, see `SessionStore.from_events`.
+    """
     frame = frame.sort("session", "time", maintain_order=True)
     session = frame["session"]
-    first = np.flatnonzero((session != session.shift(1)).fill_null(True).to_numpy())  # first event of each session
+    is_first = (session != session.shift(1)).fill_null(True).to_numpy()
+    if session_gap is None:
+        first = np.flatnonzero(is_first)  # first event of each session
+        ids = session.gather(first)
+    else:
+        first_of_user = np.flatnonzero(is_first)
+        first = np.flatnonzero(is_first | _follows_gap(frame["time"].to_numpy(), session_gap))
+        # Number of each session among those of its user, from 1.
+        number = np.arange(1, len(first) + 1) - np.searchsorted(first, first_of_user)[np.cumsum(is_first)[first] - 1]
+        ids = session.gather(first).cast(pl.String) + ":" + pl.Series(number).cast(pl.String)
     return Events(
-        session_ids=numpy_ids(session.gather(first)),
+        session_ids=numpy_ids(ids),
         first_rows=np.minimum.reduceat(frame["row"].to_numpy(), first),
         lengths=np.diff(first, append=frame.height),
         items=frame["item"].to_numpy(),
         times=frame["time"].to_numpy(),
     )
+
+
+def _follows_gap(times: np.ndarray, session_gap: float) -> np.ndarray:
+    """Return a mask of the events more than `session_gap` after the event before; anything where times decrease."""
+    with np.errstate(over="ignore"):  # an infinite difference is longer than any gap
+        elapsed = np.diff(times, prepend=times[:1])
+    if elapsed.dtype.kind == "i":
+        elapsed = elapsed.view(np.uint64)  # the difference of two int64 may overflow int64
+    return elapsed > session_gap
 
 
 class _ItemCoder:

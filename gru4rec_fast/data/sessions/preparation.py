@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,16 @@ def prepare(
     out: str | Path,
     *,
     session_key: str = "SessionId",
+    user_key: str = "UserId",
     item_key: str = "ItemId",
     time_key: str = "Time",
+    time_of_day_key: str | None = None,
+    time_format: str | None = None,
+    session_gap: float | None = None,
     separator: str | None = None,
     quote: str | None = '"',
+    encoding: str = "utf-8",
+    columns: Sequence[str] | None = None,
     allow_pickle: bool = False,
     min_item_support: int = 1,
     min_session_length: int = 2,
@@ -49,8 +55,8 @@ def prepare(
     the log is split.
 
     Args:
-        source, session_key, item_key, time_key, separator, quote, allow_pickle, progress, ranks: as for
-            `SessionStore.from_events`.
+        source, session_key, user_key, item_key, time_key, time_of_day_key, time_format, session_gap, separator, quote,
+            encoding, columns, allow_pickle, progress, ranks: as for `SessionStore.from_events`.
         out: folder for the stores: `out/train`, with `split` also `out/test`, and with `validation_split` also
             `out/train_tr` and `out/train_valid`. If the split has windows, instead `out/train_1`, `out/test_1`,
             `out/train_1_tr` and so on. If `out` already holds a prepared log, it is replaced at the end.
@@ -72,7 +78,7 @@ def prepare(
         FileExistsError: `out` holds something other than a prepared log.
         gru4rec_fast.distributed.OtherRankError: another rank has raised one of these errors.
     """
-    from gru4rec_fast.data.sessions.ingest import ingest
+    from gru4rec_fast.data.sessions.ingest import ingest, log_columns
     from gru4rec_fast.data.tables import open_table
 
     for name, value in (("min_item_support", min_item_support), ("min_session_length", min_session_length)):
@@ -82,12 +88,20 @@ def prepare(
     if validation_split is not None and validation_split.windows is not None:
         raise ValueError("validation_split has windows: give them to split, which cuts the whole log")
     rules = SessionRules(min_session_length, collapse_repeats)
-    keys = {"session": session_key, "item": item_key, "time": time_key}
+    keys = log_columns(session_key, user_key, item_key, time_key, time_of_day_key, session_gap)
+    text_options: dict[str, Any] = {"separator": separator, "quote": quote, "encoding": encoding, "columns": columns}
     folder = scratch_in_replacement(out, PREPARED_FORMAT)
     with folder if ranks is None else ranks.enter_on_first(folder) as scratch, explain_disk_full(Path(out)):
-        options: dict[str, Any] = {"separator": separator, "quote": quote, "allow_pickle": allow_pickle}
-        table = open_table(source, keys, ranks=ranks, **options)
-        log = ingest(table, Path(scratch), remove_duplicates=remove_duplicates, progress=progress, ranks=ranks)
+        table = open_table(source, keys, allow_pickle=allow_pickle, ranks=ranks, **text_options)
+        log = ingest(
+            table,
+            Path(scratch),
+            time_format=time_format,
+            session_gap=session_gap,
+            remove_duplicates=remove_duplicates,
+            progress=progress,
+            ranks=ranks,
+        )
         if log is not None:
             drop_rare(log, min_item_support, rules)
             require_sessions(log, table.name)

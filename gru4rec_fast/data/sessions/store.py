@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,15 +169,48 @@ class SessionStore:
         )
 
     @classmethod
+    def from_sequences(
+        cls,
+        sequences: Iterable[Sequence[int] | Sequence[str] | np.ndarray],
+        *,
+        session_ids: ArrayLike | Iterable[int] | Iterable[str] | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> SessionStore:
+        """Build a store in memory from sequences of item ids, one for each session, in order of time.
+
+        The times of session k are k: the first session is the earliest.
+
+        Args:
+            sequences: lists or arrays of item ids, all integers or all strings. None may be empty.
+            session_ids: integers or strings [n_sessions]; by default 0, 1, 2, ...
+            vocabulary: as for `from_events`.
+
+        Raises:
+            TypeError: ids are neither all integers nor all strings.
+            ValueError: there is no sequence, one is empty, there are not as many session ids as sequences, or no item
+                is in `vocabulary`. The messages name the sequence by its index.
+        """
+        from gru4rec_fast.data.sessions.sequences import log_of_sequences
+
+        log = log_of_sequences(sequences, session_ids, vocabulary)
+        return cls._from_whole_log(log, vocabulary, "the sequences given", None)
+
+    @classmethod
     def from_events(
         cls,
         source: Any,
         *,
         session_key: str = "SessionId",
+        user_key: str = "UserId",
         item_key: str = "ItemId",
         time_key: str = "Time",
+        time_of_day_key: str | None = None,
+        time_format: str | None = None,
+        session_gap: float | None = None,
         separator: str | None = None,
         quote: str | None = '"',
+        encoding: str = "utf-8",
+        columns: Sequence[str] | None = None,
         vocabulary: Vocabulary | None = None,
         allow_pickle: bool = False,
         out: str | Path | None = None,
@@ -187,15 +220,26 @@ class SessionStore:
         """Read a log of events, in any order, and group it by session. Nothing is filtered (see `prepare` for that).
 
         Args:
-            source: path of a TSV/CSV (plain, .gz, .zst), Parquet, RecBole `.inter` or pickle file; or a pandas, polars
-                or Arrow table; or a dict of columns. A log in several files is a list of their paths, a pattern such as
+            source: path of a TSV/CSV (plain, .gz, .zst), Parquet, RecBole `.inter` or pickle file; or a pandas or
+                polars table, an object with `__arrow_c_stream__` (pyarrow, duckdb, ibis), a record array of NumPy or a
+                dict of columns. A log in several files is a list of their paths, a pattern such as
                 "log/*.parquet", or their folder if their names differ in numbers only, as Spark, Ray and Dask write
                 them. The order of the files matters where events of a session have equal times.
-            session_key, item_key, time_key: names of the columns. In a `.inter` file, the defaults also find the usual
-                RecBole names (session_id, item_id, timestamp).
-            separator: column separator of a text file; by default found in the header.
+            session_key, user_key, item_key, time_key: names of the columns. In a `.inter` file, the defaults also find
+                the usual RecBole names (session_id, user_id, item_id, timestamp).
+            time_of_day_key: name of a second column of times, if that of `time_key` has only dates. The texts of both
+                are joined by a blank, and then read as one time.
+            time_format: format of times that are texts, such as "%d.%m.%Y %H:%M:%S" or "%Y-%m-%d %H:%M:%S UTC", in the
+                codes of Python's `datetime.strptime`. By default such times are ISO 8601. Times without a time zone
+                are UTC.
+            session_gap: cut the events of each user into sessions: a new one begins if the time since the user's event
+                before is longer than this, in the unit of the times (seconds for dates). Then the column `user_key` is
+                read instead of `session_key`, and the k-th session of the user `u` has the id "u:k".
+            separator: column separator of a text file, one or more characters; by default found in the first line.
             quote: character that quotes fields of a text file, if a field begins with it; None if no field is quoted.
                 Fields of `.inter` files are never quoted.
+            encoding: encoding of a text file, such as "latin-1" or "utf-16". A byte order mark is removed.
+            columns: names of all columns in order, for a text file without a header.
             vocabulary: vocabulary of the training data, for a test log. Events of other items are removed, then
                 sessions of fewer than two events. `meta["dropped"]` counts the removed events and sessions.
             allow_pickle: allow a pickle file. Loading a pickle runs the code in it.
@@ -207,34 +251,51 @@ class SessionStore:
                 same as that of one process, and is returned on every rank.
 
         Raises:
-            ValueError: the source is empty, a column or id is missing, or a time cannot be read; the message names
-                source, column and row. Or `ranks` is given without `out`, or for a log in a single file.
+            ValueError: the source is empty, a column or id is missing, a time cannot be read, or an option has no
+                effect on the source; the message names source, column and row. Or `ranks` is given without `out`, or
+                for a log in a single file.
             OSError: the disk is full; nothing is written.
             ImportError: polars is not installed.
             gru4rec_fast.distributed.OtherRankError: another rank has raised one of these errors.
         """
-        from gru4rec_fast.data.sessions.ingest import ingest
+        from gru4rec_fast.data.sessions.ingest import ingest, log_columns
         from gru4rec_fast.data.tables import open_table
 
         if ranks is not None and out is None:
             raise ValueError("ranks needs out, a folder that all ranks share")
-        keys = {"session": session_key, "item": item_key, "time": time_key}
+        keys = log_columns(session_key, user_key, item_key, time_key, time_of_day_key, session_gap)
+        text_options: dict[str, Any] = {"separator": separator, "quote": quote, "encoding": encoding}
+        text_options["columns"] = columns
         folder = tempfile.TemporaryDirectory() if out is None else scratch_in_replacement(out, FORMAT)
         with (
             folder if ranks is None else ranks.enter_on_first(folder) as scratch,
             explain_disk_full(Path(out or scratch)),
         ):
-            options: dict[str, Any] = {"separator": separator, "quote": quote, "allow_pickle": allow_pickle}
-            table = open_table(source, keys, ranks=ranks, **options)
-            log = ingest(table, Path(scratch), vocabulary=vocabulary, progress=progress, ranks=ranks)
+            table = open_table(source, keys, allow_pickle=allow_pickle, ranks=ranks, **text_options)
+            log = ingest(
+                table,
+                Path(scratch),
+                time_format=time_format,
+                session_gap=session_gap,
+                vocabulary=vocabulary,
+                progress=progress,
+                ranks=ranks,
+            )
             if log is not None:
-                renumbering = ItemRenumbering(log.item_ids, vocabulary)
-                if vocabulary is not None:
-                    drop_unseen(log, renumbering, SessionRules(min_length=2))
-                    require_sessions(log, table.name)
                 # The parent folder becomes `out` at the end.
-                store = cls.from_log(log, renumbering, None if out is None else Path(scratch).parent)
+                store = cls._from_whole_log(log, vocabulary, table.name, None if out is None else Path(scratch).parent)
         return store if out is None else cls.open(out)
+
+    @classmethod
+    def _from_whole_log(
+        cls, log: EventLog, vocabulary: Vocabulary | None, name: str, folder: Path | None
+    ) -> SessionStore:
+        """Call `from_log`; with `vocabulary` first remove unknown items. `name` is the source in error messages."""
+        renumbering = ItemRenumbering(log.item_ids, vocabulary)
+        if vocabulary is not None:
+            drop_unseen(log, renumbering, SessionRules(min_length=2))
+            require_sessions(log, name)
+        return cls.from_log(log, renumbering, folder)
 
     @classmethod
     def from_log(cls, log: EventLog, renumbering: ItemRenumbering, folder: Path | None) -> SessionStore:
