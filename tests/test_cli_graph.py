@@ -191,11 +191,11 @@ WRONG_COMMANDS = [
     ("train train.txt --reg-weight 1", "GRU4Rec has no parameter 'reg_weight'"),
     ("train none.txt --model ngcf --monitor auc@20", "monitor='auc@20': choose 'loss', or recall, mrr"),
     ("train none.txt --model ngcf", "none.txt: there is no such file"),
-    ("train none.txt --model ngcf --targets last", "--targets is for gru4rec"),
+    ("train none.txt --model ngcf --targets last", "--targets is for sessions"),
     ("train log.tsv --model ngcf", "give the name of the column of users by user_key=... (--user-key ...)"),
     ("train empty.txt --model ngcf", "empty.txt is empty"),
     ("train sessions/train --model ngcf", "train is no interaction graph: its meta.json states"),
-    ("evaluate run_lightgcn test.txt --baselines", "--baselines is for gru4rec"),
+    ("evaluate run_lightgcn test.txt --baselines", "--baselines is for sessions"),
     (
         "evaluate run_lightgcn log.tsv --user-key Who --item-key What",
         "holds no interactions; dropped: 1,200 interactions of unknown users",

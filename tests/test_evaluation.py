@@ -300,7 +300,7 @@ def test_sessions_of_one_event_are_counted_as_dropped() -> None:
 
 def test_wrong_arguments_are_errors() -> None:
     network, store = ExactNetwork(N_ITEMS), make_store(random_sessions())
-    with pytest.raises(ValueError, match="the store has 13 items, the network 12: read the test log with vocabulary="):
+    with pytest.raises(ValueError, match="the store has 13 items, the model 12: read the test log with vocabulary="):
         evaluate_sessions(ExactNetwork(12), store)
     with pytest.raises(ValueError, match="baselines=True needs support="):
         evaluate_sessions(network, store, baselines=True)

@@ -22,6 +22,7 @@ from gru4rec_fast.evaluation.groups import group_label, groups_of
 from gru4rec_fast.evaluation.lists import complete_lists, find_hits
 from gru4rec_fast.evaluation.metrics import Hits, metrics_per_ranking
 from gru4rec_fast.evaluation.negatives import NegativeSampler, sampled_lists
+from gru4rec_fast.evaluation.scores import ProductScores
 
 TIES = ("standard", "conservative", "median")
 N_ITEMS = 13
@@ -294,10 +295,12 @@ def test_equal_rows_tie_among_sampled_negatives() -> None:
         weight = torch.randn(1, width, generator=generator).expand(50, width).contiguous()
         queries = torch.randn(9, width, generator=generator)
         negatives = np.random.default_rng(0).integers(1, 50, (9, 31))
-        scores, _ = sampled_lists(queries, weight, torch.ones(50), [np.array([0])] * 9, negatives)
+        scores, _ = sampled_lists(
+            ProductScores(queries, weight, torch.ones(50), "auto"), [np.array([0])] * 9, negatives
+        )
         assert (scores == scores[:, :1]).all()
     with pytest.raises(ValueError, match="NaN"):
-        sampled_lists(queries * math.nan, weight, None, [np.array([0])] * 9, negatives)
+        sampled_lists(ProductScores(queries * math.nan, weight, None, "auto"), [np.array([0])] * 9, negatives)
 
 
 # Graphs.

@@ -11,9 +11,10 @@ from gru4rec_fast.cli.inputs import open_interactions, open_sessions, refuse_unu
 from gru4rec_fast.cli.options import EvaluationOptions, JsonFile, LogFormat, RuntimeOptions, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, write_json
 from gru4rec_fast.cli.processes import is_first_rank, join_ranks
-from gru4rec_fast.cli.registry import load_model
+from gru4rec_fast.cli.registry import item_ids, load_model, ranks_users
 
 if TYPE_CHECKING:
+    from gru4rec_fast.data import InteractionGraph, SessionStore
     from gru4rec_fast.evaluation import Report
 
 ModelPath = Annotated[
@@ -49,31 +50,30 @@ def evaluate(
     Test events of items that were not trained on are dropped. Then sessions with fewer than two events are dropped. The
     report counts the dropped events and sessions.
 
-    With a graph model: for every user with test items, rank all items that the user does not have in training.
+    With a model of interactions: for every user with test items, rank all items that the user lacks in training.
 
     Several processes share out the work by: torchrun --nproc-per-node 4 -m gru4rec_fast evaluate RUN_DIR TEST
 
     Example: gru4rec-fast evaluate run test.tsv --cutoffs 20,5 --baselines
     """
     from gru4rec_fast.evaluation.significance import check_suffix, write_values
-    from gru4rec_fast.models import GRU4Rec
 
     evaluation.session_arguments()  # raises an error for a wrong option before the model is loaded
     if per_session is not None:
         check_suffix(per_session)
     make_parent_folders(json_file, per_session)
     loaded = load_model(model, runtime)
-    refuse_unused_options(log_format, not isinstance(loaded, GRU4Rec), test)
+    refuse_unused_options(log_format, ranks_users(loaded), test)
     report: Report
-    with join_ranks(loaded.device) as ranks:
-        if isinstance(loaded, GRU4Rec):
-            sessions = open_sessions(test, log_format, loaded.vocabulary)
-            arguments = evaluation.session_arguments() | {"per_session": per_session is not None}
-            report = loaded.evaluate(sessions, batch_size=batch_size, ranks=ranks, **arguments)
-        else:
+    data: SessionStore | InteractionGraph
+    with join_ranks(getattr(loaded, "device", "cpu")) as ranks:
+        if ranks_users(loaded):
             arguments = evaluation.graph_arguments() | {"per_user": per_session is not None}
-            interactions = open_interactions(test, log_format, loaded.graph)
-            report = loaded.evaluate(interactions, batch_size=batch_size, ranks=ranks, **arguments)
+            data = open_interactions(test, log_format, getattr(loaded, "graph", None))
+        else:
+            arguments = evaluation.session_arguments() | {"per_session": per_session is not None}
+            data = open_sessions(test, log_format, item_ids(loaded))
+        report = loaded.evaluate(data, batch_size=batch_size, ranks=ranks, **arguments)
     if not is_first_rank():
         return
     print(report.table())

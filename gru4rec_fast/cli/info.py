@@ -11,7 +11,7 @@ import typer
 
 from gru4rec_fast.cli.output import print_pairs
 from gru4rec_fast.cli.parameters import build_parameters
-from gru4rec_fast.cli.registry import PARAMETERS, parameter_class
+from gru4rec_fast.cli.registry import PARAMETERS
 from gru4rec_fast.models.memory_estimate import estimate_memory
 
 _estimate_option = functools.partial(typer.Option, rich_help_panel="Estimate")
@@ -49,7 +49,9 @@ def info(
     """
     sizes = {"n_items": n_items, "n_users": n_users, "n_edges": n_edges}
     if estimate is not None:
-        parameters = build_parameters(parameter_class(estimate, "--estimate"), {}, parameter_string, params)
+        if estimate not in PARAMETERS:
+            raise ValueError(f"--estimate {estimate}: choose one of {', '.join(PARAMETERS)}")
+        parameters = build_parameters(PARAMETERS[estimate], {}, parameter_string, params)
         estimated = estimate_memory(parameters, **sizes, memory_budget=memory_budget)
         if as_json:
             print(json.dumps(estimated.to_dict(), indent=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gru4rec_fast.cli.options import LogFormat
 from gru4rec_fast.cli.output import print_note, row_counter
@@ -13,20 +13,26 @@ if TYPE_CHECKING:
 
 
 def refuse_unused_options(
-    log_format: LogFormat, is_graph_model: bool, *paths: Path | None, with_times: bool = False
+    log_format: LogFormat,
+    is_graph_model: bool,
+    *paths: Path | None,
+    with_times: bool = False,
+    with_ratings: bool = False,
 ) -> None:
     """Raise ValueError for an option of the log format that has no effect on reading `paths`; None is no path.
 
     with_times: whether the times of interactions are read.
+    with_ratings: whether ratings are read, of items or from a log file.
     """
     from gru4rec_fast.data.part_files import is_prepared
 
     kind = "interactions" if is_graph_model else "sessions"
+    ratings = ["rating_key"] if with_ratings else []
     if all(is_prepared(path) for path in paths if path is not None):
-        log_format.refuse_unused([], f"prepared {kind}, only on log files")
+        log_format.refuse_unused(ratings, f"prepared {kind}, only on log files")
     used = log_format.graph_arguments(with_times=with_times) if is_graph_model else log_format.session_arguments()
     cut = "" if is_graph_model or log_format.session_gap is None else " that --session-gap cuts"
-    log_format.refuse_unused(used, f"log files of {kind}{cut}")
+    log_format.refuse_unused([*used, *ratings], f"log files of {kind}{cut}")
 
 
 def open_sessions(path: Path, log_format: LogFormat, vocabulary: Vocabulary | None = None) -> SessionStore:
@@ -85,3 +91,20 @@ def open_interactions(
             graph = InteractionGraph.from_table(path, like=like, **arguments)
     print_note(f"{path}: {graph.summary(notes=not prepared)}")
     return graph
+
+
+def read_ratings(path: Path, log_format: LogFormat) -> dict[str, Any]:
+    """Return the ratings in a log file as arguments of `HighestRated.fit`.
+
+    Raises:
+        ValueError: a prepared folder, which has no ratings; or the file has no such columns or wrong values.
+    """
+    from gru4rec_fast.data.part_files import is_prepared
+    from gru4rec_fast.data.table_reader import TableReader
+    from gru4rec_fast.data.tables import open_table
+
+    if is_prepared(path):
+        raise ValueError(f"{path} is prepared and has no ratings: give --ratings, a table of items and ratings")
+    wanted = {"item": log_format.item_key, "rating": log_format.rating_key}
+    rows = TableReader(open_table(path, wanted, **log_format.text_arguments())).read()
+    return {"ratings": rows, "item_key": "item", "rating_key": "rating"}

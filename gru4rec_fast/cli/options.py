@@ -34,16 +34,16 @@ class LogFormat:
 
     session_key: Annotated[str, _log_option(metavar="NAME", help="Column of the session ids.")] = "SessionId"
     user_key: Annotated[
-        str, _log_option(metavar="NAME", help="Column of the user ids (ngcf, lightgcn; gru4rec with --session-gap).")
+        str, _log_option(metavar="NAME", help="Column of the user ids (interactions; sessions with --session-gap).")
     ] = "UserId"
     item_key: Annotated[str, _log_option(metavar="NAME", help="Column of the item ids.")] = "ItemId"
     time_key: Annotated[str, _log_option(metavar="NAME", help="Column of the times: numbers or dates.")] = "Time"
     rating_key: Annotated[
-        str, _log_option(metavar="NAME", help="Column of the ratings, with --min-rating (ngcf, lightgcn).")
+        str, _log_option(metavar="NAME", help="Column of the ratings (--min-rating; highest-rated).")
     ] = "Rating"
     min_rating: Annotated[
         float | None,
-        _log_option(metavar="R", help="Use only interactions with at least this rating (ngcf, lightgcn)."),
+        _log_option(metavar="R", help="Use only interactions with at least this rating."),
     ] = None
     time_of_day_key: Annotated[
         str | None, _log_option(metavar="NAME", help="Column of the times of day, if --time-key has only dates.")
@@ -110,6 +110,11 @@ class LogFormat:
             unused += ["rating_key"]
         return {name: value for name, value in self._arguments().items() if name not in unused}
 
+    def text_arguments(self) -> dict[str, Any]:
+        """Return keyword arguments for `open_table`."""
+        names = ("separator", "quote", "encoding", "columns", "allow_pickle")
+        return {name: value for name, value in self._arguments().items() if name in names}
+
     def _arguments(self) -> dict[str, Any]:
         """Return all fields by name, with a tab character for the separator "tab" and None for the quote "none"."""
         separator = {"tab": "\t", "\\t": "\t"}.get(self.separator or "", self.separator)
@@ -136,7 +141,7 @@ class EvaluationOptions:
         _evaluation_option(
             metavar="next|last|remaining",
             help="What is ranked after an event: the next item, the last item of the session, or all items that follow "
-            "(gru4rec).",
+            "(sessions only).",
         ),
     ] = None
     by: Annotated[
@@ -168,10 +173,10 @@ class EvaluationOptions:
         return arguments | {"ties": self.ties or "conservative"}
 
     def graph_arguments(self) -> dict[str, Any]:
-        """Return keyword arguments for `evaluate` of graph models; ValueError for an option that only GRU4Rec has."""
+        """Return keyword arguments for `evaluate` of graph models; ValueError for an option of sessions."""
         for flag in given_options(self):
             if flag in ("--targets", "--baselines"):
-                raise ValueError(f"{flag} is for gru4rec; graph models have no baselines, and rank all test items")
+                raise ValueError(f"{flag} is for sessions; of users, all test items are ranked")
         return self._arguments()
 
     def _arguments(self) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru4rec_fast.cli.options import with_signature
-from gru4rec_fast.cli.registry import PARAMETERS, estimator_class, parameter_class
+from gru4rec_fast.cli.registry import BASELINES, PARAMETERS, estimator_class, parameter_class
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
 
 if TYPE_CHECKING:
-    from gru4rec_fast.models import GraphRecommender, GRU4Rec
+    from gru4rec_fast.cli.registry import AnyModel
 
 
 # Defaults that differ from those of the models. A fixed seed makes a command give the same result each time.
@@ -30,7 +30,7 @@ def with_parameter_options(command: Callable[..., None]) -> Callable[..., None]:
     of `command` must be keyword-only, as after `with_option_groups`.
     """
     signature = inspect.signature(command, eval_str=True).parameters
-    names = dict.fromkeys(name for cls in PARAMETERS.values() for name in cls.names())
+    names = dict.fromkeys(name for cls in (PARAMETERS | BASELINES).values() for name in cls.names())
     options = [_parameter_option(name) for name in names]
 
     @functools.wraps(command)
@@ -47,16 +47,18 @@ def _parameter_option(name: str) -> inspect.Parameter:
     The option's default is None, which means "not given". So an option that is given with the hyper-parameter's default
     value still wins over a parameter string.
     """
-    fields = {model: cls.__dataclass_fields__[name] for model, cls in PARAMETERS.items() if name in cls.names()}
+    models = PARAMETERS | BASELINES
+    fields = {model: cls.__dataclass_fields__[name] for model, cls in models.items() if name in cls.names()}
     metadata = next(iter(fields.values())).metadata
     is_flag = all(entry.default is False for entry in fields.values())
     helps = _models_by_value({model: entry.metadata["help"] for model, entry in fields.items()})
     defaults = _models_by_value(
         {model: _format_default(_DEFAULTS.get(name, entry.default)) for model, entry in fields.items()}
     )
-    sentences = [text if len(models) == len(PARAMETERS) else f"{', '.join(models)}: {text}" for text, models in helps]
+    # A parameter that all networks have is named without them.
+    sentences = [text if models == [*PARAMETERS] else f"{', '.join(models)}: {text}" for text, models in helps]
     if len(defaults) > 1:
-        defaults_with_models = (f"{text} ({', '.join(models)})" for text, models in defaults)
+        defaults_with_models = (f"{text} ({', '.join(models)})" for text, models in defaults if text)
         sentences.append(f"Default: {', '.join(defaults_with_models)}.")
     elif defaults[0][0] and not is_flag:
         sentences.append(f"Default: {defaults[0][0]}.")
@@ -92,20 +94,22 @@ def build_parameters(
     try:
         from_file = read_parameter_file(parameter_file, cls) if parameter_file else {}
         from_string = parse_parameter_string(parameter_string, cls) if parameter_string else {}
-        return cls.create({**_DEFAULTS, **from_file, **from_string, **options})
+        defaults = {name: value for name, value in _DEFAULTS.items() if name in cls.names()}
+        return cls.create({**defaults, **from_file, **from_string, **options})
     except (TypeError, ValueError) as error:
         raise ValueError(str(error)) from error
 
 
 def build_model(
     name: str, options: dict[str, Any], parameter_string: str | None, parameter_file: Path | None
-) -> GRU4Rec | GraphRecommender:
+) -> AnyModel:
     """Return a new model with these hyper-parameters.
 
     Raises the errors of `build_parameters`, and RuntimeError if this machine has no such device.
     """
     parameters = build_parameters(parameter_class(name), options, parameter_string, parameter_file)
-    from gru4rec_fast.models.builders import find_device
+    if name not in BASELINES:
+        from gru4rec_fast.models.builders import find_device
 
-    find_device(parameters.device)  # raises an error for a device that is missing before the logs are read
+        find_device(parameters.device)  # raises an error for a device that is missing before the logs are read
     return estimator_class(name)(**vars(parameters))

@@ -17,10 +17,11 @@ from gru4rec_fast.cli.inputs import refuse_unused_options
 from gru4rec_fast.cli.options import LogFormat, RuntimeOptions, with_option_groups
 from gru4rec_fast.cli.output import make_parent_folders, open_atomically, print_note
 from gru4rec_fast.cli.queries import JSON_LINES_SUFFIXES, Sessions, Users, read_ids, read_sessions, read_users
-from gru4rec_fast.cli.registry import load_model
+from gru4rec_fast.cli.registry import item_ids, load_model, ranks_users
 
 if TYPE_CHECKING:
-    from gru4rec_fast.models import CandidatePool, GraphRecommender, GRU4Rec
+    from gru4rec_fast.cli.registry import AnyModel
+    from gru4rec_fast.models import CandidatePool
 
 _QUERIES_PER_CALL = 8192  # sessions or users per call of `model.recommend`; limits the memory of the results
 
@@ -42,7 +43,7 @@ def recommend(
         typer.Argument(
             metavar="SESSIONS",
             help='A log file, a prepared folder, or JSON lines (.jsonl) such as {"session": "a", "items": [1, 2]}. '
-            "For a graph model: a file with one user id per line.",
+            "For a model of interactions: a file with one user id per line.",
         ),
     ],
     *,
@@ -52,7 +53,7 @@ def recommend(
         typer.Option(
             "--exclude-seen/--no-exclude-seen",
             help="Leave out the items that the session already has, or that the user has in training; fewer than K "
-            "items may be left. Default: no for gru4rec, yes for graph models.",
+            "items may be left. Default: no for sessions, yes for users.",
         ),
     ] = None,
     candidates: Annotated[
@@ -101,36 +102,31 @@ def recommend(
 
 
 def _read_queries(
-    model: GRU4Rec | GraphRecommender, path: Path, log_format: LogFormat, skip_unknown: bool, as_json: bool
+    model: AnyModel, path: Path, log_format: LogFormat, skip_unknown: bool, as_json: bool
 ) -> Sessions | Users:
-    """Return the sessions in a file, or the users if the model is a graph model.
+    """Return the sessions in a file, or the users if the model is one of interactions.
 
     Raises ValueError for an option of the log format that has no effect. Names of columns have an effect on the header
     of a TSV, even if no log is read.
     """
     from gru4rec_fast._atomic_writes import is_folder
-    from gru4rec_fast.models import GRU4Rec
 
-    kind = "session" if isinstance(model, GRU4Rec) else "user"
+    kind = "user" if ranks_users(model) else "session"
     if kind == "session" and path.suffix.lower() not in JSON_LINES_SUFFIXES and not is_folder(path):
         refuse_unused_options(log_format, False, path)
     else:
         header = () if as_json else (f"{kind}_key", "item_key")
         log_format.refuse_unused(header, f"{kind}s that are not read from a log file")
-    if isinstance(model, GRU4Rec):
-        assert model.vocabulary is not None  # every loaded model has a vocabulary
-        return read_sessions(path, log_format, model.vocabulary, skip_unknown)
-    assert model.graph is not None
-    return read_users(path, model.graph.users, skip_unknown)
+    if kind == "user":
+        return read_users(path, model.graph.users, skip_unknown)  # type: ignore[union-attr]
+    return read_sessions(path, log_format, item_ids(model), skip_unknown)
 
 
-def _read_candidates(model: GRU4Rec | GraphRecommender, path: Path, skip_unknown: bool) -> CandidatePool:
+def _read_candidates(model: AnyModel, path: Path, skip_unknown: bool) -> CandidatePool:
     """Return the items in a file of one id per line."""
-    from gru4rec_fast.models import CandidatePool, GRU4Rec
+    from gru4rec_fast.models import CandidatePool
 
-    graph = None if isinstance(model, GRU4Rec) else model.graph
-    vocabulary = model.vocabulary if isinstance(model, GRU4Rec) else None if graph is None else graph.items
-    assert vocabulary is not None  # every loaded model has a vocabulary
+    vocabulary = item_ids(model)
     return CandidatePool(vocabulary, read_ids(path, vocabulary, skip_unknown, "item"))
 
 

@@ -31,12 +31,12 @@ class RereadRequired(Exception):
 
 
 class TableReader:
-    """Reads a table as frames of ids and times with uniform types.
+    """Reads a table as frames of ids, times, ratings and texts with uniform types.
 
     Ids of a text file become Int64, or String if any id of the column is not a plain integer ("007" is another id than
     "7"). Ids of other tables become Int64 or String, as their column. Times become Int64 or Float64, ratings Float64.
     In a text file, blanks around values are removed. A value that is missing or unreadable raises an error with its
-    column and row.
+    column and row; only texts may be missing, which are then empty.
 
     Args:
         table: the table to read. If it has the columns "time" and "time_of_day", their texts are joined by a blank.
@@ -146,6 +146,8 @@ class TableReader:
             typed.append(self._times(frame))
         if "rating" in self.table.columns:
             typed.append(self._ratings(frame))
+        if "text" in self.table.columns:
+            typed.append(frame["text"].cast(pl.String).fill_null(""))
         if frame.height:
             self.n_rows = frame["row"][-1] + 1
         return frame.with_columns(typed)

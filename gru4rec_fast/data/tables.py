@@ -27,6 +27,7 @@ NAMES = {
     "time": ("Time", "timestamp"),
     "rating": ("Rating", "rating"),
     "time_of_day": ("", ""),  # if the column of times has only dates
+    "text": ("Text", "text"),
 }
 QUOTE, ENCODING = '"', "utf-8"  # defaults of text files
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 10, 80  # limits in an error message: column names, and characters of each name

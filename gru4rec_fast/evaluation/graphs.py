@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from gru4rec_fast.data import InteractionGraph
 from gru4rec_fast.distributed import Ranks, digest
-from gru4rec_fast.evaluation.batches import top_k_excluding
 from gru4rec_fast.evaluation.beyond_accuracy import RecommendationCounts
 from gru4rec_fast.evaluation.groups import By, check_by, group_label, groups_of, hits_by_popularity
 from gru4rec_fast.evaluation.lists import Block, complete_lists, find_hits
 from gru4rec_fast.evaluation.metrics import METRICS, Ties, as_cutoffs, check_ties, metrics_per_ranking
 from gru4rec_fast.evaluation.negatives import NegativeSampler, NegativesBy, sampled_lists
 from gru4rec_fast.evaluation.report import Report
+from gru4rec_fast.evaluation.scores import HistoryScorer, ProductScores, Scores
 from gru4rec_fast.profiling import map_parts
 
 GRAPH_METRICS = METRICS
@@ -28,7 +29,7 @@ _ALL = -1  # the number of the group of all users
 
 @torch.no_grad()
 def evaluate_graph(
-    embeddings: Tensor,
+    embeddings: Tensor | HistoryScorer,
     train: InteractionGraph,
     test: InteractionGraph,
     *,
@@ -51,7 +52,8 @@ def evaluate_graph(
     which gives larger values of NDCG.
 
     Args:
-        embeddings: final embeddings, float32 or float64 [n_nodes, D], users before items.
+        embeddings: final embeddings, float32 or float64 [n_nodes, D], users before items; or, instead of dot products,
+            a scorer of histories.
         train: the training graph.
         test: the test graph, with the same user and item indices; read it with `like=train`.
         cutoffs: the values of k, or a single one; if fewer than k items can be ranked for a user, the missing ranks
@@ -87,13 +89,11 @@ def evaluate_graph(
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     if test.users != train.users or test.items != train.items:
         raise ValueError("the test graph has other users or items than the training graph: read it with like=train")
-    if embeddings.dim() != 2 or len(embeddings) != train.n_nodes:
-        raise ValueError(f"embeddings must be [{train.n_nodes}, D], one row per node, not {[*embeddings.shape]}")
+    score, scores_digest = _scorer_of_users(embeddings, train, impl)
     targets = _unseen_test_items(train, test)
     users = [user for user, items in enumerate(targets) if len(items)]
     if not users:
         raise ValueError("no user has a test item that is not among their training items: there is nothing to rank")
-    user_table, item_table = embeddings[: train.n_users], embeddings[train.n_users :].contiguous()
     support = np.diff(train.offsets[train.n_users :])
     sampler = None if negatives is None else NegativeSampler(negatives, negatives_by, support, seed)
     recommended = RecommendationCounts(cutoffs, train.n_items) if beyond_accuracy else None
@@ -102,17 +102,14 @@ def evaluate_graph(
 
     def search(users: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
         """Return scores and items of the best unseen items of some users."""
-        queries = user_table[torch.from_numpy(users).to(embeddings.device)]
-        seen = [train.items_of(user) for user in users]
-        return top_k_excluding(queries, item_table, None, min(length, train.n_items), seen, impl=impl)
+        return score(users).top_k(min(length, train.n_items), [train.items_of(user) for user in users])
 
     def find_lists(users: np.ndarray) -> Iterable[Block]:
         """Return blocks of users with the scores and items of their lists."""
         if sampler is not None:
             relevant = [targets[user] for user in users]
             excluded = [np.union1d(train.items_of(user), targets[user]) for user in users]
-            queries = user_table[torch.from_numpy(users).to(embeddings.device)]
-            return [(users, *sampled_lists(queries, item_table, None, relevant, sampler.draw(users, excluded)))]
+            return [(users, *sampled_lists(score(users), relevant, sampler.draw(users, excluded)))]
         if ties is not None:
             return complete_lists(search, users, cutoffs[-1], train.n_items)
         scores, items = search(users, cutoffs[-1])
@@ -135,7 +132,7 @@ def evaluate_graph(
     if ranks is not None:
         settings: dict[str, Any] = {"cutoffs": cutoffs, "users with test items": len(users)}
         settings |= {"ties": ties, "by": by, "beyond_accuracy": beyond_accuracy, "per_user": per_user}
-        settings |= {"negatives": sampler and (sampler.description, seed), "embeddings": digest(embeddings)}
+        settings |= {"negatives": sampler and (sampler.description, seed), "embeddings": scores_digest()}
         ranks.check_equal(settings)
     first, end = (0, len(users)) if ranks is None else ranks.part(len(users))
     for start in range(first, end, batch_size):
@@ -193,6 +190,21 @@ def evaluate_graph(
         by=by,
         **fields,
     )
+
+
+def _scorer_of_users(
+    embeddings: Tensor | HistoryScorer, train: InteractionGraph, impl: str
+) -> tuple[Callable[[np.ndarray], Scores], Callable[[], str]]:
+    """Return a function that returns the scores for some users, and one that returns a digest of the model.
+
+    Raises ValueError if the embeddings do not fit the training graph.
+    """
+    if isinstance(embeddings, HistoryScorer):
+        return partial(embeddings.score_users, train), embeddings.digest
+    if embeddings.dim() != 2 or len(embeddings) != train.n_nodes:
+        raise ValueError(f"embeddings must be [{train.n_nodes}, D], one row per node, not {[*embeddings.shape]}")
+    scores = ProductScores(embeddings[: train.n_users], embeddings[train.n_users :].contiguous(), None, impl)
+    return scores.select, partial(digest, embeddings)
 
 
 def _means(values: dict[str, list[float]]) -> dict[str, float]:

@@ -12,13 +12,11 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
+from gru4rec_fast.evaluation.scores import Scores
 from gru4rec_fast.ops.philox import STREAM_EVALUATION, WORD_MASK, philox4x32
-from gru4rec_fast.ops.ranking import NanScoreError
 
 NegativesBy = Literal["uniform", "popularity"]
-_GATHERED_ELEMENTS = 1 << 22  # elements of the rows of the output table that are gathered at a time
 
 
 class NegativeSampler:
@@ -83,14 +81,14 @@ class NegativeSampler:
 
 
 def sampled_lists(
-    queries: Tensor, weight: Tensor, bias: Tensor | None, relevant: Sequence[np.ndarray], negatives: np.ndarray
+    scores: Scores, relevant: Sequence[np.ndarray], negatives: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores and items [R, L] of the relevant items and the negatives of each query, highest score first.
 
     Items with the same score are ordered by index. The lists are padded with item -1 and score -inf.
 
     Args:
-        queries, weight, bias: as in `ops.top_k`.
+        scores: the scores for R queries.
         relevant: the relevant items of each query.
         negatives: int64 [R, n], of `NegativeSampler.draw`.
 
@@ -98,21 +96,12 @@ def sampled_lists(
         NanScoreError: a score is NaN; a subclass of ValueError.
     """
     longest = max(map(len, relevant))
-    candidates = np.full((len(queries), longest + negatives.shape[1]), -1, np.int64)
+    candidates = np.full((len(negatives), longest + negatives.shape[1]), -1, np.int64)
     for row, items in zip(candidates, relevant, strict=True):
         row[: len(items)] = items
     candidates[:, longest:] = negatives
     candidates.sort(axis=1)
-    index = torch.from_numpy(candidates).to(weight.device)
-    scores = torch.empty(index.shape, dtype=weight.dtype, device=weight.device)
-    n = max(_GATHERED_ELEMENTS // (index.shape[1] * weight.shape[1]), 1)
-    for start in range(0, len(index), n):
-        rows = slice(start, start + n)
-        scores[rows] = (weight[index[rows]] * queries[rows, None]).sum(dim=2)
-        if bias is not None:
-            scores[rows] += bias[index[rows]]
-    if scores.isnan().any():
-        raise NanScoreError("a score is NaN, so the items cannot be ranked")
-    scores.masked_fill_(index < 0, -torch.inf)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return scores.cpu().numpy(), index.gather(1, order).cpu().numpy()
+    unsorted = scores.of_items(candidates)
+    index = torch.from_numpy(candidates).to(unsorted.device)
+    listed, order = unsorted.masked_fill_(index < 0, -torch.inf).sort(dim=1, descending=True, stable=True)
+    return listed.cpu().numpy(), index.gather(1, order).cpu().numpy()

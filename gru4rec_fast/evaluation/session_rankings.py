@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gru4rec_fast import ops
+from gru4rec_fast.distributed import digest
 from gru4rec_fast.evaluation.batches import run_sessions
 from gru4rec_fast.evaluation.groups import hits_by_popularity
 from gru4rec_fast.evaluation.lists import Block, complete_lists, find_hits
 from gru4rec_fast.evaluation.metrics import Hits, Ties, ranks_from_counts
 from gru4rec_fast.evaluation.negatives import NegativeSampler, sampled_lists
 from gru4rec_fast.evaluation.network import NextItemNetwork
+from gru4rec_fast.evaluation.scores import HistoryScorer, ProductScores, Scores
 
 if TYPE_CHECKING:
     from gru4rec_fast.data import SessionStore
@@ -53,76 +54,101 @@ class Rankings(NamedTuple):
 
 
 @dataclass(frozen=True)
+class NetworkScorer:
+    """Scores all items after events of sessions by the hidden state of a network.
+
+    Attributes:
+        network, impl: see `evaluate_sessions`.
+    """
+
+    network: NextItemNetwork
+    impl: str
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return len(self.network.output_weight)
+
+    def digest(self) -> str:
+        """Return a digest of the output table."""
+        return digest(self.network.output_weight)
+
+    def score_sessions(
+        self, store: SessionStore, sessions: np.ndarray, *, only_last: bool
+    ) -> Iterator[tuple[ProductScores, np.ndarray]]:
+        """Yield scores and events as `HistoryScorer.score_sessions`. Sessions are ordered by length, longest first."""
+        weight, bias = self.network.output_weight, self.network.output_bias
+        starts = store.offsets[sessions]
+        lengths = store.offsets[sessions + 1] - starts - 1
+        per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
+        for hidden, events in run_sessions(self.network, store.items, starts, lengths, per_call):
+            is_query = events >= 0
+            if only_last:
+                is_query = events == (starts + lengths - 1)[: events.shape[1]]
+                if not is_query.any():
+                    continue
+            # Autocast may have made the hidden states bfloat16 or float16.
+            queries = hidden[torch.from_numpy(is_query).to(weight.device)].to(weight.dtype)
+            yield ProductScores(queries, weight, bias, self.impl), events[is_query]
+
+
+@dataclass(frozen=True)
 class SessionRanker:
     """Ranks the targets of sessions.
 
     Attributes:
-        network, store, targets, ties, impl: see `evaluate_sessions`.
+        scorer: scores all items after the events of sessions.
+        store, targets, ties: see `evaluate_sessions`.
         k: the largest cut-off.
         sampler: samples the items of each ranking; None: rankings are among all items.
         support: int64 [n_items], for hits by popularity; None: they are not needed.
         recommends: whether to return the k items with the highest scores, too.
     """
 
-    network: NextItemNetwork
+    scorer: NetworkScorer | HistoryScorer
     store: SessionStore
     targets: Targets
     ties: Ties
     k: int
-    impl: str
     sampler: NegativeSampler | None
     support: np.ndarray | None
     recommends: bool
 
     def rank(self, sessions: np.ndarray) -> list[Rankings]:
         """Return the rankings of some sessions, which are ordered by length, longest first."""
-        network, store = self.network, self.store
-        weight, bias = network.output_weight, network.output_bias
-        rankings, starts = [], store.offsets[sessions]
-        lengths = store.offsets[sessions + 1] - starts - 1
-        per_call = _QUERIES_PER_CALL.get(weight.device.type, _QUERIES_PER_CALL_ON_GPU)
-        for hidden, events in run_sessions(network, store.items, starts, lengths, per_call):
-            is_query = events >= 0
-            if self.targets == "last":
-                is_query = events == (starts + lengths - 1)[: events.shape[1]]
-                if not is_query.any():
-                    continue
-            query_events = events[is_query]
-            # Autocast may have made the hidden states bfloat16 or float16.
-            queries = hidden[torch.from_numpy(is_query).to(weight.device)].to(weight.dtype)
+        store = self.store
+        rankings = []
+        for scores, events in self.scorer.score_sessions(store, sessions, only_last=self.targets == "last"):
             if self.targets == "remaining" or self.sampler is not None:
-                ranked = list(self._rank_in_lists(queries, query_events))
+                ranked = list(self._rank_in_lists(scores, events))
             else:
-                targets = torch.from_numpy(store.items[query_events + 1].astype(np.int64)).to(weight.device)
-                greater, equal = ops.target_rank(queries, weight, bias, targets, impl=self.impl)
-                ranked = [Rankings(query_events, ranks_from_counts(greater, equal, self.ties).cpu())]
+                greater, equal = scores.target_rank(store.items[events + 1])
+                ranked = [Rankings(events, ranks_from_counts(greater, equal, self.ties).cpu())]
             if self.recommends:
-                _, top = ops.top_k(queries, weight, bias, min(self.k, len(weight)), impl=self.impl)
+                _, top = scores.top_k(min(self.k, store.n_items))
                 ranked[0] = ranked[0]._replace(top=top.cpu().numpy())
             rankings += ranked
         return rankings
 
-    def _rank_in_lists(self, queries: Tensor, events: np.ndarray) -> Iterator[Rankings]:
+    def _rank_in_lists(self, scores: Scores, events: np.ndarray) -> Iterator[Rankings]:
         """Yield the rankings after some events, from lists of the items with the highest scores."""
-        weight, bias, n_items = self.network.output_weight, self.network.output_bias, self.store.n_items
-        relevant = self._targets_after(events)
+        n_items, relevant = self.store.n_items, self._targets_after(events)
 
         def search(rows: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-            chosen = queries[torch.from_numpy(rows).to(weight.device)]
-            return ops.top_k(chosen, weight, bias, length, impl=self.impl)
+            return scores.select(rows).top_k(length)
 
         blocks: Iterable[Block]
         if self.sampler is None:
             blocks = complete_lists(search, np.arange(len(events)), self.k, n_items)
         else:
             negatives = self.sampler.draw(events, relevant)
-            blocks = [(np.arange(len(events)), *sampled_lists(queries, weight, bias, relevant, negatives))]
-        for rows, scores, items in blocks:
+            blocks = [(np.arange(len(events)), *sampled_lists(scores, relevant, negatives))]
+        for rows, listed, items in blocks:
             own = [relevant[row] for row in rows]
             groups: tuple[tuple[int, Hits], ...] = ()
             if self.support is not None:
-                groups = tuple(hits_by_popularity(scores, items, own, self.support, n_items, self.ties))
-            yield Rankings(events[rows], torch.empty(0), find_hits(scores, items, own, n_items, self.ties), groups)
+                groups = tuple(hits_by_popularity(listed, items, own, self.support, n_items, self.ties))
+            yield Rankings(events[rows], torch.empty(0), find_hits(listed, items, own, n_items, self.ties), groups)
 
     def _targets_after(self, events: np.ndarray) -> list[np.ndarray]:
         """Return the targets of the ranking after each event, in ascending order."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gru4rec_fast.distributed import Ranks, digest
+from gru4rec_fast.distributed import Ranks
 from gru4rec_fast.evaluation.baselines import popularity_metrics, random_metrics
 from gru4rec_fast.evaluation.batches import batches_by_length
 from gru4rec_fast.evaluation.groups import By, check_by
@@ -18,8 +19,9 @@ from gru4rec_fast.evaluation.metrics import RankMetrics, Ties, check_ties
 from gru4rec_fast.evaluation.negatives import NegativeSampler, NegativesBy
 from gru4rec_fast.evaluation.network import NextItemNetwork, evaluating
 from gru4rec_fast.evaluation.report import Report
+from gru4rec_fast.evaluation.scores import HistoryScorer
 from gru4rec_fast.evaluation.session_details import SessionDetails
-from gru4rec_fast.evaluation.session_rankings import SessionRanker, Targets
+from gru4rec_fast.evaluation.session_rankings import NetworkScorer, SessionRanker, Targets
 from gru4rec_fast.profiling import map_parts
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _SESSIONS_PER_SORT = 1 << 16  # sessions sorted by length at a time, so that mem
 
 
 def evaluate_sessions(
-    network: NextItemNetwork,
+    network: NextItemNetwork | HistoryScorer,
     store: SessionStore,
     *,
     cutoffs: int | Iterable[int] = (20,),
@@ -54,7 +56,7 @@ def evaluate_sessions(
     of a session has no next item. `batch_size` affects speed and memory; the metrics change at most by rounding errors.
 
     Args:
-        network: see `NextItemNetwork`; its mode (train or eval) is restored afterwards.
+        network: see `NextItemNetwork`; its mode (train or eval) is restored afterwards. Or a scorer of histories.
         store: test sessions with the item indices of training (`SessionStore.from_events(..., vocabulary=...)`).
         cutoffs: the values of k in "recall@k" and the other metrics; or a single one.
         ties: "standard": the rank of an item is 1 + the number of other items with a higher score. "conservative" adds
@@ -92,10 +94,10 @@ def evaluate_sessions(
     check_by(by)
     metrics = RankMetrics(cutoffs)
     cutoffs = metrics.cutoffs
-    weight = network.output_weight
-    if len(weight) != store.n_items:
+    scorer = network if isinstance(network, HistoryScorer) else NetworkScorer(network, impl)
+    if scorer.n_items != store.n_items:
         raise ValueError(
-            f"the store has {store.n_items} items, the network {len(weight)}: read the test log with "
+            f"the store has {store.n_items} items, the model {scorer.n_items}: read the test log with "
             "vocabulary=STORE.vocabulary, where STORE is the training store"
         )
     targets = _check_targets(targets, store)
@@ -124,7 +126,7 @@ def evaluate_sessions(
         baseline_metrics["random"] = random_metrics(store.n_items, cutoffs)
     if ranks is not None:
         settings: dict[str, Any] = {"cutoffs": cutoffs, "ties": ties, "batch_size": batch_size}
-        settings |= {"weights": digest(weight), "sessions": store.n_sessions, "events": store.n_events}
+        settings |= {"weights": scorer.digest(), "sessions": store.n_sessions, "events": store.n_events}
         settings |= {"targets": targets, "by": by, "beyond_accuracy": beyond_accuracy, "per_session": per_session}
         ranks.check_equal(settings | {"negatives": sampler and (sampler.description, seed)})
     n_short = store.n_short_sessions
@@ -138,19 +140,18 @@ def evaluate_sessions(
         dropped["sessions_too_short_to_evaluate"] = n_short
 
     ranker = SessionRanker(
-        network,
+        scorer,
         store,
         targets,
         ties,
         cutoffs[-1],
-        impl,
         sampler,
         popularity if by == "popularity" else None,
         beyond_accuracy,
     )
     details = SessionDetails(store, cutoffs, by, popularity, beyond_accuracy=beyond_accuracy, per_session=per_session)
     n_targets = 0
-    with evaluating(network):
+    with nullcontext() if isinstance(network, HistoryScorer) else evaluating(network):
         for number, batch in enumerate(_session_batches(store, batch_size)):
             if ranks is not None and number % ranks.size != ranks.rank:
                 continue

@@ -9,6 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gru4rec_fast.models.baselines.base import Baseline
+    from gru4rec_fast.models.baselines.content import ContentSimilarity
+    from gru4rec_fast.models.baselines.item_to_item import AssociationRules, ItemKNN, SequentialRules
+    from gru4rec_fast.models.baselines.popularity import HighestRated, MostPopular
+    from gru4rec_fast.models.baselines.session_knn import SessionKNN
     from gru4rec_fast.models.builders import build_session_network, build_session_runner
     from gru4rec_fast.models.cache import ByteLimitedCache, CacheStatistics, size_in_bytes
     from gru4rec_fast.models.candidates import CandidatePool
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
     from gru4rec_fast.models.session_recommender import SessionRecommender
 
 _MODULES = {
+    "baselines.base": ("Baseline",),
+    "baselines.content": ("ContentSimilarity",),
+    "baselines.item_to_item": ("AssociationRules", "ItemKNN", "SequentialRules"),
+    "baselines.popularity": ("HighestRated", "MostPopular"),
+    "baselines.session_knn": ("SessionKNN",),
     "builders": ("build_session_network", "build_session_runner"),
     "cache": ("ByteLimitedCache", "CacheStatistics", "size_in_bytes"),
     "candidates": ("CandidatePool",),
@@ -36,18 +46,26 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 __all__ = [
     "NGCF",
+    "AssociationRules",
+    "Baseline",
     "ByteLimitedCache",
     "CacheStatistics",
     "CandidatePool",
+    "ContentSimilarity",
     "GRU4Rec",
     "GRU4RecParameters",
     "GraphParameters",
     "GraphRecommender",
+    "HighestRated",
+    "ItemKNN",
     "LightGCN",
     "LightGCNParameters",
     "MemoryEstimate",
+    "MostPopular",
     "NGCFParameters",
     "Recommendations",
+    "SequentialRules",
+    "SessionKNN",
     "SessionRecommender",
     "build_session_network",
     "build_session_runner",

@@ -69,7 +69,33 @@ class Metrics(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
 
-class Estimator(Parameters):
+class Model(Parameters):
+    """Base class of all estimators: parameters by name. Models are compared by identity."""
+
+    _column_arguments: ClassVar[tuple[str, ...]]  # arguments that name the columns of a table
+
+    # The parameter dataclasses would compare models by their parameters.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return all parameters by name. `deep` has no effect; scikit-learn passes it."""
+        return {name: getattr(self, name) for name in self.names()}
+
+    def __repr__(self) -> str:
+        defaults = type(self)().to_dict()
+        changed = {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+    def _check_columns(self, columns: Iterable[str]) -> None:
+        """Raise TypeError for an argument that does not name a column."""
+        for name in columns:
+            if name not in self._column_arguments:
+                known = ", ".join(self._column_arguments)
+                raise TypeError(f"unknown argument {name!r}; the arguments that name columns of a table are {known}")
+
+
+class Estimator(Model):
     """Base class of GRU4Rec, NGCF and LightGCN, whose hyper-parameters are keyword arguments and attributes.
 
     Attributes:
@@ -85,12 +111,7 @@ class Estimator(Parameters):
     _validation_metrics: ClassVar[tuple[str, ...]]  # metrics of a validation, without their cut-off
     _progress_unit: ClassVar[str] = "events"  # what the progress counts
     _ids_name: ClassVar[str]  # name of the training data's ids in the error "... was trained on another ..."
-    _column_arguments: ClassVar[tuple[str, ...]]  # arguments that name the columns of a table
     network: StepCounter | None
-
-    # Compare models by identity; the parameter dataclasses would compare them by their parameters.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -353,15 +374,6 @@ class Estimator(Parameters):
         model._fitted_parameters = model._stored_parameters()
         return model
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return all parameters by name. `deep` has no effect; scikit-learn passes it."""
-        return {name: getattr(self, name) for name in self.names()}
-
-    def __repr__(self) -> str:
-        defaults = type(self)().to_dict()
-        changed = {name: value for name, value in self.to_dict().items() if value != defaults[name]}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
-
     def report(self, evaluation: Metrics | None = None) -> dict[str, Any]:
         """Return a report as JSON values: `metrics`, `epochs`, `peak_memory_bytes`, `build` and `parameters`.
 
@@ -376,13 +388,6 @@ class Estimator(Parameters):
             # If the parameter `seed` is None, the seed that was drawn.
             "parameters": self.to_dict() | ({} if self.network is None else {"seed": self._fitted_network().seed}),
         }
-
-    def _check_columns(self, columns: Iterable[str]) -> None:
-        """Raise TypeError for an argument that does not name a column."""
-        for name in columns:
-            if name not in self._column_arguments:
-                known = ", ".join(self._column_arguments)
-                raise TypeError(f"unknown argument {name!r}; the arguments that name columns of a table are {known}")
 
     # Methods that each estimator implements.
 

@@ -248,19 +248,11 @@ class GraphRecommender(Estimator, GraphParameters):
         self.graph = data
 
     def _training_id_arrays(self) -> dict[str, np.ndarray]:
-        graph = self.graph
-        assert graph is not None
-        arrays = {GRAPH + "offsets": graph.offsets, GRAPH + "neighbors": graph.neighbors}
-        for prefix, ids in ((USERS, graph.users), (ITEMS, graph.items)):
-            arrays |= {prefix + name: array for name, array in ids.to_arrays().items()}
-        return arrays
+        assert self.graph is not None
+        return graph_to_arrays(self.graph)
 
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
-        offsets, neighbors = (checkpoint.tensors[GRAPH + name].numpy() for name in ("offsets", "neighbors"))
-        users, items = (Vocabulary.from_arrays(checkpoint.group(prefix)) for prefix in (USERS, ITEMS))
-        if damage := find_csr_damage(offsets, neighbors, len(users), len(items)):
-            raise ValueError(f"{GRAPH}{damage[0]} {damage[1]}")
-        self.graph = InteractionGraph(offsets, neighbors, users, items, {})
+        self.graph = graph_from_tensors(checkpoint)
 
     def _sizes_of_tensors(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return {"embedding_dim": checkpoint.tensors[MODEL + "embedding"].shape[1]}
@@ -321,6 +313,23 @@ class LightGCN(GraphRecommender, LightGCNParameters):
 
     def build_network(self, graph: InteractionGraph) -> LightGCNNetwork:
         return build_lightgcn_network(self, graph)
+
+
+def graph_to_arrays(graph: InteractionGraph) -> dict[str, np.ndarray]:
+    """Return a graph with its ids as numeric arrays for a checkpoint."""
+    arrays = {GRAPH + "offsets": graph.offsets, GRAPH + "neighbors": graph.neighbors}
+    for prefix, ids in ((USERS, graph.users), (ITEMS, graph.items)):
+        arrays |= {prefix + name: array for name, array in ids.to_arrays().items()}
+    return arrays
+
+
+def graph_from_tensors(checkpoint: Checkpoint) -> InteractionGraph:
+    """Return the graph in a checkpoint with the arrays of `graph_to_arrays`. Raises ValueError if it is damaged."""
+    offsets, neighbors = (checkpoint.tensors[GRAPH + name].numpy() for name in ("offsets", "neighbors"))
+    users, items = (Vocabulary.from_arrays(checkpoint.group(prefix)) for prefix in (USERS, ITEMS))
+    if damage := find_csr_damage(offsets, neighbors, len(users), len(items)):
+        raise ValueError(f"{GRAPH}{damage[0]} {damage[1]}")
+    return InteractionGraph(offsets, neighbors, users, items, {})
 
 
 def _best_items(

@@ -125,7 +125,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         model = cls(**own, **parameters)
         model.network, model.vocabulary = network, vocabulary
         if support is not None:
-            model.support = _check_support(as_indices(support, "support"), len(vocabulary))
+            model.support = check_support(as_indices(support, "support"), len(vocabulary))
         model._fitted_parameters = model._stored_parameters()
         return model
 
@@ -274,7 +274,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
     def _restore_training_ids(self, checkpoint: Checkpoint) -> None:
         self.vocabulary = Vocabulary.from_arrays(checkpoint.group(VOCABULARY_PREFIX))
         if "support" in checkpoint.tensors:
-            self.support = _check_support(checkpoint.tensors["support"].numpy(), len(self.vocabulary))
+            self.support = check_support(checkpoint.tensors["support"].numpy(), len(self.vocabulary))
 
     def _sizes_of_tensors(self, checkpoint: Checkpoint) -> dict[str, Any]:
         weights = checkpoint.group(MODEL)
@@ -307,7 +307,7 @@ class GRU4Rec(Estimator, GRU4RecParameters):
         return evaluate_sessions(self._fitted_network(), data, cutoffs=(cutoff,), impl=self.impl, ranks=ranks)
 
 
-def _check_support(support: np.ndarray, n_items: int) -> np.ndarray:
+def check_support(support: np.ndarray, n_items: int) -> np.ndarray:
     """Return the support of the items. Raises ValueError unless it is int64 [n_items] without negative numbers."""
     if support.dtype != np.int64 or support.shape != (n_items,) or (support < 0).any():
         raise ValueError(f"support must be int64, one number for each of the {n_items} items, none negative")

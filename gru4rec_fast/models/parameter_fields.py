@@ -109,7 +109,7 @@ class Parameters:
             problem = entry.metadata["check"](value) if entry.metadata["check"] else None
             if problem:
                 raise ValueError(f"{entry.name}={brief(_json_value(value))}: {problem}")
-        if self.lr_scheduler_options and self.lr_scheduler is None:
+        if getattr(self, "lr_scheduler_options", None) and self.lr_scheduler is None:
             options = brief(self.lr_scheduler_options)
             raise ValueError(f"lr_scheduler_options={options}: give the lr_scheduler they belong to")
 

@@ -169,8 +169,7 @@ def search_top_k(
     Raises:
         ValueError: k out of range, an unknown id in `exclude` or `candidates`, a NaN score.
     """
-    if not 1 <= k <= len(weight):
-        raise ValueError(f"k={k}: choose 1 to {len(weight)}, the number of items in the vocabulary")
+    check_k(k, len(weight))
     left_out = None if exclude is None else encode_row_lists(exclude, "exclude", encoder, n_rows)
     chosen = None if candidates is None else encode_row_lists(candidates, "candidates", encoder, n_rows)
     tables = _Tables(weight.detach(), None if bias is None else bias.detach(), chosen, left_out)
@@ -202,6 +201,12 @@ def search_top_k(
     for batch in batches:
         map_parts("the recommendations", batch, search)
     return Recommendations(encoder.decode(items), scores, (items >= 0).sum(axis=1))
+
+
+def check_k(k: int, n_items: int) -> None:
+    """Raise ValueError unless 1 <= k <= n_items."""
+    if not 1 <= k <= n_items:
+        raise ValueError(f"k={k}: choose 1 to {n_items}, the number of items in the vocabulary")
 
 
 class _Table(NamedTuple):

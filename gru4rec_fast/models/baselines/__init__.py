@@ -1,0 +1,1 @@
+"""Baselines: models without training by gradients, with the interface of the estimators."""
