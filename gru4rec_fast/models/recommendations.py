@@ -25,8 +25,9 @@ ItemLists: TypeAlias = Iterable[int] | Iterable[str] | Sequence[Iterable[int]] |
 # As `ItemLists`, where a list may be a pool.
 Candidates: TypeAlias = ItemLists | CandidatePool | Sequence[CandidatePool]
 
-# Maximum number of hidden states per call of the network, so that memory does not grow with the longest session.
-_OUTPUTS_PER_CALL = 1 << 14
+# Maximum number of hidden states per call of the network, so that memory does not grow with the longest session. The
+# results of a larger call would not be in memory that was used before, and page faults would take a tenth of the time.
+_OUTPUTS_PER_CALL = 1 << 13
 
 
 class Recommendations(NamedTuple):
