@@ -20,6 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from native import max_examples
 from run_cli import cli
+from torch import Tensor
 
 from gru4rec_fast import InteractionGraph, SessionStore
 from gru4rec_fast.cli.registry import BASELINES
@@ -506,6 +507,49 @@ def test_parameters_that_change_after_fit_have_no_effect_before_the_next(model: 
     assert type(model).load(fitted.save(tmp_path / "model.safetensors")).get_params() == model.get_params()
 
 
+@pytest.mark.parametrize(
+    ("cls", "name", "change", "message"),
+    [
+        (ItemKNN, "offsets", lambda t: torch.cat([t[:-1], t.new_tensor([-(2**30)])]), "do not fit the number of entr"),
+        (ItemKNN, "offsets", lambda t: t.clone().index_fill_(0, torch.tensor([1]), 10**9), "the offsets decrease"),
+        (ItemKNN, "offsets", lambda t: t.bool(), "indices and offsets must be integers"),
+        (ItemKNN, "indices", lambda t: t.float(), "indices and offsets must be integers"),
+        (ItemKNN, "indices", lambda t: t.flip(0), "the indices of a row do not ascend"),
+        (ItemKNN, "indices", lambda t: t * 0, "the indices of a row do not ascend"),
+        (ItemKNN, "indices", lambda t: t - 1, "an index is not one of 7 items"),
+        (SessionKNN, "offsets", lambda t: t[:-1], "do not fit the number of entries"),
+        (SessionKNN, "data", lambda t: 2 * t, "the entries of the matrix must be 1"),
+    ],
+)
+def test_damaged_matrices_are_errors(
+    tmp_path: Path, cls: type[Baseline], name: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    path = cls().fit(make_store([[0, 1, 2], [3, 4, 5, 1]])).save(tmp_path / "model.safetensors")
+    good = load_checkpoint(path, cls.file_format)
+    tensors = good.tensors | {f"matrix.{name}": change(good.tensors[f"matrix.{name}"])}
+    save_checkpoint(path, Checkpoint(good.format, good.config, tensors=tensors))
+    with pytest.raises(CheckpointError, match=message):
+        cls.load(path)
+
+
+def test_scores_that_are_not_finite_are_an_error() -> None:
+    log = {"SessionId": [1, 1], "ItemId": [1, 2], "Time": [1, 2], "Rating": [1e308, 1.5e308]}
+    model = HighestRated()
+    with pytest.raises(ValueError, match="a score is not finite"):
+        model.fit(log)
+    assert model.vocabulary is None
+    with pytest.raises(ValueError, match="a score is not finite"):
+        HighestRated(prior_count=1e308).fit(log | {"Rating": [4, 5]})
+
+
+def test_columns_of_other_data_are_an_error() -> None:
+    log = {"SessionId": [1, 1], "UserId": [1, 1], "ItemId": [1, 2], "Time": [1, 2]}
+    with pytest.raises(TypeError, match="user_key has no effect on sessions: leave it out"):
+        ItemKNN().fit(log, user_key="UserId")
+    with pytest.raises(TypeError, match="session_key has no effect on interactions: leave it out"):
+        ItemKNN().fit(log, interactions=True, session_key="SessionId")
+
+
 def test_damaged_files_are_errors(tmp_path: Path) -> None:
     path = ItemKNN().fit(make_store([[0, 1, 2]])).save(tmp_path / "model.safetensors")
     good = load_checkpoint(path, ItemKNN.file_format)
@@ -608,6 +652,20 @@ def test_ratings_of_a_log_without_header_are_read(log_folder: Path) -> None:
     best = HighestRated.load("run/model.safetensors").recommend([[0]], k=20)
     expected = HighestRated().fit("train.tsv").recommend([[0]], k=20)
     assert (best.items == expected.items).all() and (best.scores == expected.scores).all()
+
+
+def test_min_rating_leaves_out_ratings(log_folder: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    options = ["--interactions", "--min-rating", "4", "--prior-count", "1", "--out", "run"]
+    ran = cli("train", "interactions.tsv", "--model", "highest-rated", *options)
+    assert ran.exit_code == 0, ran.stderr
+    log = pandas.read_csv("interactions.tsv", sep="\t")
+    kept = log[log.Rating >= 4]
+    of_item = kept.groupby("ItemId").Rating
+    expected = ((of_item.sum() + kept.Rating.mean()) / (of_item.count() + 1)).to_dict()
+    best = HighestRated.load("run/model.safetensors").recommend([0], k=5, exclude_seen=False)
+    assert best.scores[0] == pytest.approx([expected[item] for item in best.items[0].tolist()])
+    assert best.scores[0][0] == pytest.approx(max(expected.values()))
 
 
 def test_a_prepared_folder_has_no_ratings(log_folder: Path) -> None:

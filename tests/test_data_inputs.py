@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -171,6 +172,16 @@ INVALID_TEXTS: dict[str, tuple[bytes, dict[str, Any], str]] = {
         f"\nsid,iid,at\n{LINES}".encode(),
         {"columns": NAMES},
         r"log\.csv: the first row, with the ids 'sid', 'iid', seems to be a header, because all other ids are integers",
+    ),
+    "header in small letters, and ids of two kinds": (
+        b"sessionid,itemid,time\na,5,0\na,6,1\n",
+        {"columns": NAMES},
+        r"log\.csv, line 1 .*: this is a header with the names of the columns: leave out columns=\.\.\. \(--columns\)",
+    ),
+    "UTF-8 with a byte order mark, and another encoding": (
+        codecs.BOM_UTF8 + LINES.encode(),
+        {"columns": NAMES, "encoding": "cp1252"},
+        r"log\.csv begins with the byte order mark of UTF-8: encoding='cp1252' is wrong",
     ),
     "no header, and no columns": (LINES.encode(), {}, r"has no column 'SessionId'; its columns are \['1', '5', '0'\]"),
     "too few columns": (
@@ -589,6 +600,11 @@ def test_error_names_a_bad_sequence(sequences: Any, error: type[Exception], mess
 def test_session_ids_must_be_as_many_as_sequences() -> None:
     with pytest.raises(ValueError, match="session_ids has 1 elements, but there are 2 sequences"):
         SessionStore.from_sequences([[1], [2]], session_ids=[1])
+    for ids, named in ((["a", "b", "a"], "'a'"), ([3, 3, 5], "3")):
+        with pytest.raises(ValueError, match=f"session_ids: {named} occurs 2 times; each session needs an id"):
+            SessionStore.from_sequences([[1], [2], [3]], session_ids=ids)
+    with pytest.raises(TypeError, match="vocabulary must be a Vocabulary, not a list"):
+        SessionStore.from_sequences([[1], [2]], vocabulary=[1, 2])
 
 
 RECORDS = [(3, "a", 5.5), (3, "b", 6.25), (1, "a", 1.0), (1, "ä", 2.0)]

@@ -33,11 +33,17 @@ CORRECT_KERNELS = [
     "aligned",
     "count_atomically",
     "dynamic_sum",
+    "increment_distant",
+    "increment_neighbors",
     "last_block_sums",
     "neighboring_bytes",
     "pass_on",
     "pass_on_in_warp",
     "shuffle_past_the_edges",
+    "sum_four_at_once",
+    "sum_four_one_by_one",
+    "transpose_padded",
+    "transpose_unpadded",
 ]
 # Name of a kernel with a fault -> pattern of the error that must report it.
 FAULTY_KERNELS = {
@@ -60,6 +66,7 @@ FAULTY_KERNELS = {
     "more_than_launch_bounds": "invalid launch configuration: more threads than its __launch_bounds__",
     "static_and_dynamic": "the block uses 57344 bytes of shared memory, more than 48 KB",  # 99 KB: see below
 }
+CONTRACTED_KERNEL = "sums_of_a_product"  # a fault only with fused multiply-adds; see test_fused_multiply_adds
 OUT_OF_BOUNDS_KERNEL = "beyond_global_array"  # only AddressSanitizer detects this fault; see test_address_sanitizer
 
 
@@ -74,6 +81,7 @@ def test_all_kernels_are_tested(emulation: ModuleType) -> None:
         *CORRECT_KERNELS,
         *FAULTY_KERNELS,
         "check_that_fails",
+        CONTRACTED_KERNEL,
         OUT_OF_BOUNDS_KERNEL,
     }
 
@@ -153,6 +161,15 @@ def test_every_kernel_has_launch_bounds() -> None:
     launches = "".join(path.read_text() for path in csrc.glob("*/*.cu*"))
     kernels = set(re.findall(r"GRF_LAUNCH\(\(?(\w+)", launches)) - {"kernel"}  # GRF_LAUNCH(kernel, ...) in simt.cuh
     assert kernels == {*cuda_emulator.launch_bounds(csrc)} - {"at_most_32_threads"}
+
+
+def test_fused_multiply_adds(emulation: ModuleType) -> None:
+    """Bits that are equal only without fused multiply-adds differ if GRU4REC_FAST_EMULATED_FMA=1, as in .ci/full."""
+    if cuda_emulator.fuses_multiply_add():
+        with pytest.raises(ValueError, match="the sums differ"):
+            emulation.run_test_kernel(CONTRACTED_KERNEL)
+    else:
+        emulation.run_test_kernel(CONTRACTED_KERNEL)
 
 
 def test_failed_check_is_a_value_error_and_later_launches_work(emulation: ModuleType) -> None:

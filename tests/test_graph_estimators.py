@@ -594,6 +594,12 @@ def test_errors_name_bad_parameters(parameters: dict[str, Any], error: type[Exce
         NGCF(**parameters)
 
 
+def test_the_number_of_propagations_is_limited() -> None:
+    for n_layers in (-1, 101, 2**62):
+        with pytest.raises(ValueError, match=f"n_layers={n_layers}: must be 0 to 100"):
+            LightGCN(n_layers=n_layers)
+
+
 def test_errors_of_bad_calls_say_what_to_do(tmp_path: Path) -> None:
     model = small_model(LightGCN)
     with pytest.raises(RuntimeError, match="this LightGCN has no weights yet: call fit"):

@@ -224,6 +224,12 @@ def test_no_queries_take_no_time(impl: str) -> None:
     assert top_k(hidden, weight, None, 5, impl=impl)[1].shape == (0, 5)
 
 
+def test_an_empty_catalogue_is_an_error_of_the_reference() -> None:
+    targets = torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(ValueError, match="weight has no rows: the catalogue is empty"):
+        ranking.target_rank_reference(torch.zeros(0, 7), torch.zeros(0, 7), None, targets)
+
+
 def test_error_names_the_argument(impl: str) -> None:
     hidden, weight, bias, targets = problem(3, 10, 4, torch.float32)
     for target in (-1, 10):

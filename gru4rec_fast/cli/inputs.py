@@ -107,4 +107,6 @@ def read_ratings(path: Path, log_format: LogFormat) -> dict[str, Any]:
         raise ValueError(f"{path} is prepared and has no ratings: give --ratings, a table of items and ratings")
     wanted = {"item": log_format.item_key, "rating": log_format.rating_key}
     rows = TableReader(open_table(path, wanted, **log_format.text_arguments())).read()
+    if log_format.min_rating is not None:
+        rows = rows.filter(rows["rating"] >= log_format.min_rating)
     return {"ratings": rows, "item_key": "item", "rating_key": "rating"}

@@ -10,7 +10,8 @@ from typing import Any
 
 from gru4rec_fast._atomic_writes import is_folder
 
-SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".txt", ".inter")  # of part files, perhaps followed by .gz or .zst
+# Suffixes of part files, perhaps followed by .gz or .zst.
+SUFFIXES = (".parquet", ".pq", ".csv", ".tsv", ".txt", ".dat", ".inter")
 
 
 def part_paths(source: Any) -> list[Path] | None:

@@ -267,7 +267,8 @@ class TableReader:
             if _parse_iso_time(times[0]) is not None and self.n_rows == 0 and numbers[0] is None:
                 self._change_kind("time", "date")
             is_finite = times.cast(pl.Float64, strict=False).is_finite().fill_null(False)
-            self._raise_if(frame, "time", ~is_finite, "neither a number nor an ISO 8601 time")
+            problem = "neither a number nor an ISO 8601 time; give time_format=... (--time-format) for another format"
+            self._raise_if(frame, "time", ~is_finite, problem)
             self._change_kind("time", "float")
         self._raise_if(frame, "time", ~numbers.is_finite().fill_null(False), "this is no finite number")
         return numbers

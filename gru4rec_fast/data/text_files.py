@@ -294,7 +294,7 @@ def _split(first: str, separator: str, quote: str | None, place: str) -> list[st
 
 def _check_columns(columns: Sequence[str], fields: Sequence[str], wanted: Iterable[str], place: str) -> None:
     """Raise ValueError if the fields of the first line are a header, or not as many as the given columns."""
-    if {*wanted} <= {field.strip() for field in fields}:
+    if {name.casefold() for name in wanted} <= {field.strip().casefold() for field in fields}:
         raise ValueError(f"{place}: this is a header with the names of the columns: leave out columns=... (--columns)")
     if len(fields) != len(columns):
         raise ValueError(
@@ -352,6 +352,8 @@ def _text_lines(path: Path, encoding: str) -> Iterator[str]:
     with _open_bytes(path) as file:
         lines = io.TextIOWrapper(file, encoding=encoding, newline="")
         if first := next(lines, ""):
+            if not is_utf8(encoding) and first.encode(encoding, "replace").startswith(codecs.BOM_UTF8):
+                raise ValueError(f"{path} begins with the byte order mark of UTF-8: encoding={encoding!r} is wrong")
             yield first.removeprefix("\ufeff")
         yield from lines
 

@@ -88,6 +88,11 @@ def split_adjacency(adjacency: str) -> tuple[str, str]:
     return p, q or p
 
 
+def _check_n_layers(value: int) -> str | None:
+    """Return what is wrong with a number of propagations, else None. A damaged file may have any number."""
+    return None if 0 <= value <= 100 else "must be 0 to 100"
+
+
 def _check_adjacency(value: str) -> str | None:
     if all(matrix in MATRICES for matrix in split_adjacency(value)):
         return None
@@ -360,7 +365,7 @@ class NGCFParameters(GraphParameters):
 class LightGCNParameters(GraphParameters):
     """Hyper-parameters of LightGCN. Defaults are those of the paper's run on Gowalla."""
 
-    n_layers: int = option(3, NETWORK, "N", "Number of propagations.", at_least(0))
+    n_layers: int = option(3, NETWORK, "N", "Number of propagations.", _check_n_layers)
     adjacency: str = option(
         "symmetric", NETWORK, "NAME", f"Propagation matrix: {', '.join(MATRICES)}.", one_of(*MATRICES)
     )

@@ -17,6 +17,7 @@ from gru4rec_fast.ops._dispatch import implementation
 from gru4rec_fast.ops._registry import on_load, register
 
 SCORES_PER_CHUNK = 2**22  # 16 MiB in float32
+_NO_ITEMS = "weight has no rows: the catalogue is empty"
 
 
 class NanScoreError(ValueError):
@@ -105,7 +106,7 @@ def _check_table(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_tensor("hidden", hidden, (torch.float32, torch.float64), ("Q", "H"), hidden.device)
     check_tensor("weight", weight, hidden.dtype, ("I", hidden.shape[1]), hidden.device)
     if weight.shape[0] == 0:
-        raise ValueError("weight has no rows: the catalogue is empty")
+        raise ValueError(_NO_ITEMS)
     check_tensor("bias", bias, hidden.dtype, (weight.shape[0],), hidden.device)
 
 
@@ -152,6 +153,8 @@ def top_k_reference(
 
 def _score_chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the queries and their scores [q, I]; raise NanScoreError at the first query with a NaN score."""
+    if weight.shape[0] == 0:  # a call that torch dispatches to the reference has not been checked
+        raise ValueError(_NO_ITEMS)
     size = max(1, SCORES_PER_CHUNK // weight.shape[0])
     for start in range(0, hidden.shape[0], size):
         queries = slice(start, start + size)

@@ -8,6 +8,7 @@ torch.ops.gru4rec_fast_emulated. docs/architecture.md ("The emulation") explains
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -34,6 +35,11 @@ KERNEL_FLAGS = {
     "races": ["-fsanitize=thread,alignment"],
     "addresses": ["-fsanitize=address,alignment", "-fno-omit-frame-pointer", "-DGRF_EMULATED_ADDRESSES"],
 }
+# Without -fno-tree-sra, the compiler splits a load of 16 bytes into four, and access_counter.h counts four requests.
+KERNEL_CXX_FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-tree-sra"]
+# With GRU4REC_FAST_EMULATED_FMA=1, the compiler fuses multiplications and additions where it can, as nvcc does.
+FMA_VARIABLE = "GRU4REC_FAST_EMULATED_FMA"
+FMA_FLAGS = ["-ffp-contract=fast", *(["-mfma"] if platform.machine() == "x86_64" else [])]
 CXX_FLAGS = ["-g", "-fPIC", "-fvisibility=hidden", "-DGRF_EMULATED"]
 
 _lock = threading.Lock()
@@ -55,6 +61,17 @@ def why_not() -> str:
     if _compile.build_mode() == "none":
         return f"{_compile.MODE_VARIABLE}=none in the environment"
     return _compile.missing_tool() or ""
+
+
+def fuses_multiply_add() -> bool:
+    """Return whether the kernels are compiled with fused multiply-adds: GRU4REC_FAST_EMULATED_FMA is 1.
+
+    Raises BuildError for values other than 1, 0 and "".
+    """
+    value = os.environ.get(FMA_VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise BuildError(f"{FMA_VARIABLE}={value}: must be 1 or 0")
+    return value == "1"
 
 
 def load() -> ModuleType:
@@ -102,25 +119,25 @@ def _library() -> _build.Library:
     # The root is the common parent folder, because csrc/ is elsewhere if the package is installed.
     files = [*csrc.rglob("*"), *HERE.glob("*")]
     root = Path(os.path.commonpath([csrc, HERE]))
-    flags = (CXX_FLAGS, _compile.CXX_FLAGS, KERNEL_FLAGS[checks])
+    kernel_flags = [*KERNEL_CXX_FLAGS, *KERNEL_FLAGS[checks], *(FMA_FLAGS if fuses_multiply_add() else [])]
+    flags = (CXX_FLAGS, _compile.CXX_FLAGS, kernel_flags)
     identity = _compile.identity_of(root, files, flags, str(torch.__version__), torch.version.cuda)
 
     def build(folder: Path) -> Record:
-        return _compile_into(folder, csrc, checks, identity)
+        return _compile_into(folder, csrc, checks, kernel_flags, identity)
 
     return _build.compile_once(identity, f"emulated, {checks}", LIBRARY, build, "the CUDA kernels for their emulation")
 
 
-def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str]) -> Record:
+def _compile_into(folder: Path, csrc: Path, checks: str, kernel_flags: list[str], identity: dict[str, str]) -> Record:
     """Compile the library. Write it to a folder, with the record of the build and the compiler's log.
 
-    checks: a key of KERNEL_FLAGS. Raises BuildError.
+    checks: a key of KERNEL_FLAGS. kernel_flags: for the kernels' sources. Raises BuildError.
     """
     from torch.utils import cpp_extension
 
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     includes = [f"-I{csrc}", f"-I{HERE.parent}"]
-    kernel_flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *KERNEL_FLAGS[checks], "-x", "c++"]
     system_includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
     host_flags = [flag for flag in _compile.CXX_FLAGS if flag not in ("-O3", "-g0")] + ["-O1"]
     host_flags += [f"-isystem{path}" for path in system_includes] + [f"-DTORCH_EXTENSION_NAME={Path(LIBRARY).stem}"]
@@ -128,7 +145,8 @@ def _compile_into(folder: Path, csrc: Path, checks: str, identity: dict[str, str
     operators = _compile.join_sources(_compile.operator_sources(csrc), folder, "operators")
     launchers = _compile.join_sources(sorted(csrc.glob("*/cuda.cpp")), folder, "launchers", n=1)
     sources = [(path, host_flags) for path in (*operators, *launchers, *sorted(HERE.glob("*.cpp")))]
-    sources += [(path, kernel_flags) for path in (*sorted(HERE.glob("*.cu")), *sorted(csrc.glob("*/cuda.cu")))]
+    kernels = (*sorted(HERE.glob("*.cu")), *sorted(csrc.glob("*/cuda.cu")))
+    sources += [(path, [*kernel_flags, "-x", "c++"]) for path in kernels]
     objects = [str(folder / f"{path.parent.name}_{path.name}.o") for path, _ in sources]
     commands = [
         [*compiler, *CXX_FLAGS, *includes, *flags, "-c", str(path), "-o", object_file]

@@ -14,6 +14,7 @@ int Emulator::block_barrier(Barrier kind, int predicate, int line) {
   thread.value = static_cast<uint64_t>(predicate != 0);
   thread.line = line;
   wait(ThreadState::at_barrier);
+  access_counter.synchronize(running_index_);
   return barrier_result_;
 }
 
@@ -92,6 +93,7 @@ uint64_t Emulator::warp_operation(WarpOperation kind, unsigned mask, uint64_t va
   thread.width = width;
   thread.line = line;
   wait(ThreadState::in_warp_operation);
+  access_counter.synchronize(running_index_);
   return warp_results_[running_index_];
 }
 

@@ -4,9 +4,26 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cuda_emulator/interface.h"
+#include "cuda_emulator/emulator.h"
 #include "cuda_emulator/seeded_faults.h"
 #include "cuda_emulator/single_launch.h"
+
+namespace {
+
+std::map<std::string, std::map<std::string, int64_t>> access_counts() {
+  std::map<std::string, std::map<std::string, int64_t>> kernels;
+  for (const auto& [kernel, counts] : grf::simt::emulator().access_counter.counts) {
+    kernels[kernel] = {{"requests", counts.requests},
+                       {"sectors", counts.sectors},
+                       {"least_sectors", counts.least_sectors},
+                       {"shared_requests", counts.shared_requests},
+                       {"cycles", counts.cycles},
+                       {"least_cycles", counts.least_cycles}};
+  }
+  return kernels;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "CUDA kernels of gru4rec_fast, emulated on the CPU for tests.";
@@ -20,6 +37,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Set the bytes of shared memory that a block can have at most: 48 to 227 KB, by default 48 KB.");
   m.def("set_launch_bounds", &grf::simt::set_launch_bounds,
         "Set the maximum number of threads of each kernel: the __launch_bounds__ of the sources, by kernel name.");
+  m.def("count_accesses", &grf::simt::count_accesses,
+        "Start or stop to count the accesses of kernels. Forget the earlier counts.");
+  m.def("access_counts", &access_counts,
+        "Return the counts of accesses by kernel and name of the count; access_counter.h describes them.");
   m.def("launches", &grf::simt::launches, "Return the number of kernel launches since set_seed.");
   m.def("test_kernel_names", &grf::test_kernel_names, "Return the names of the kernels that test the emulator.");
   m.def("run_test_kernel", &grf::run_test_kernel,

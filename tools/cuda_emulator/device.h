@@ -316,11 +316,12 @@ namespace simt {
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             Arguments&&... arguments) {
-  std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
-  const auto body = [&] { std::apply(kernel, values); };
+  const auto body = [kernel, values = std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)] {
+    std::apply(kernel, values);
+  };
   using Body = decltype(body);
   run(
-      {name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes},
+      {name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, sizeof(body)},
       [](const void* closure) { (*static_cast<Body*>(closure))(); }, &body);
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda_emulator/access_counter.h"
 #include "cuda_emulator/fiber.h"
 #include "cuda_emulator/interface.h"
 #include "cuda_emulator/shadow_memory.h"
@@ -80,6 +81,7 @@ class Emulator {
   int64_t block_limit = 0, n_launches = 0;
   size_t shared_limit = kDefaultShared;           // bytes of shared memory that the emulated GPU allows a block
   std::map<std::string, unsigned> launch_bounds;  // maximum number of threads, by kernel name
+  AccessCounter access_counter;
 
   // The limit of a kernel's dynamic shared memory.
   size_t max_dynamic_shared_bytes(const void* function);
@@ -121,6 +123,7 @@ class Emulator {
   std::string thread_name(size_t thread) const { return "thread " + format_index(threads_[thread].index); }
   std::string describe(const Race& race, const void* address, bool writes, const void* instruction) const;
   AccessRecord make_record(bool atomic, const void* instruction) const;  // of an access by the running thread
+  bool is_argument(const char* byte) const;  // whether it lies in the arguments of the launch
 
   std::mutex mutex_;
   FiberStacks stacks_;

@@ -58,6 +58,7 @@ struct LaunchConfig {
   const void* function;
   dim3 grid, block;
   size_t shared_bytes;
+  size_t closure_bytes;  // of `closure`, which holds the arguments
 };
 // Calls thread_body(closure) in every thread of a launch.
 void run(const LaunchConfig& launch, void (*thread_body)(const void*), const void* closure);
@@ -80,6 +81,8 @@ void set_block_limit(int64_t blocks);
 // maximum is small, so that tests cover the loop, and because fibers are slower than loop iterations. With a limit by
 // set_block_limit, the maximum is CUDA's.
 int64_t max_grid_blocks();
+// Starts or stops to count the accesses of kernels (access_counter.h). Forgets the earlier counts.
+void count_accesses(bool enabled);
 // Returns the number of launches since set_seed.
 int64_t launches();
 // Returns which faults of memory accesses are detected: "races", or "addresses" (accesses out of bounds).

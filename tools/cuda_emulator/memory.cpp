@@ -70,6 +70,12 @@ char* Emulator::allocate_shared(size_t bytes, size_t alignment) {
 #endif
 }
 
+// On a GPU, arguments are constants, and not in global memory.
+bool Emulator::is_argument(const char* byte) const {
+  const auto* const closure = static_cast<const char*>(closure_);
+  return byte >= closure && byte < closure + launch_.closure_bytes;
+}
+
 // `tag` is an address that is unique to each GRF_SHARED declaration.
 void* Emulator::shared_array(const void* tag, size_t bytes, size_t alignment) {
   for (const auto& [array_tag, array] : shared_arrays_) {
@@ -89,7 +95,8 @@ void Emulator::access(const void* address, size_t bytes, bool writes, bool atomi
   if (stacks_.contains(address)) return;
   if (writes && !atomic) running_thread().fenced = false;
   const auto* byte = static_cast<const char*>(address);
-  if (byte >= arena_.get() && byte < arena_.get() + kArenaBytes) {
+  const bool is_shared = byte >= arena_.get() && byte < arena_.get() + kArenaBytes;
+  if (is_shared) {
     unsigned char* state = byte_states_.get() + (byte - arena_.get());
     for (size_t i = 0; i < bytes; ++i) {
       if (state[i] == kOutside) fail(thread_name(running_index_) + " accesses shared memory outside of its arrays");
@@ -98,6 +105,9 @@ void Emulator::access(const void* address, size_t bytes, bool writes, bool atomi
       }
       if (writes) state[i] = kWritten;
     }
+  }
+  if (access_counter.enabled && !is_argument(byte)) {
+    access_counter.record(running_index_, instruction, reinterpret_cast<uintptr_t>(address), bytes, is_shared);
   }
   Race race;
   const AccessRecord access_record = make_record(atomic, instruction);

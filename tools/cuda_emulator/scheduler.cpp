@@ -91,6 +91,7 @@ void Emulator::run(const LaunchConfig& launch, void (*thread_body)(const void*),
   for (const uint64_t flat_index : blocks_to_run()) {
     start_block(flat_index);
     run_block();
+    access_counter.finish_block(name);
     ++block_number_;
     if (failed_) break;
   }
@@ -153,6 +154,7 @@ void Emulator::start_block(uint64_t flat_index) {
   heap_arrays_.clear();
   dynamic_shared_ = launch_.shared_bytes > 0 ? allocate_shared(launch_.shared_bytes, 16) : nullptr;
   shadow_memory_.start_block(&clocks_);
+  access_counter.start_block(n_threads_);
 }
 
 void Emulator::run_block() {
@@ -278,6 +280,10 @@ void set_block_limit(int64_t blocks) {
 int64_t max_grid_blocks() {
   constexpr int64_t kCudaGridLimit = 0x7FFFFFFF, kSmallMaximum = 16;  // interface.h says why it is small
   return emulator().block_limit > 0 ? kCudaGridLimit : kSmallMaximum;
+}
+void count_accesses(bool enabled) {
+  emulator().access_counter.enabled = enabled;
+  emulator().access_counter.counts.clear();
 }
 int64_t launches() {
   return emulator().n_launches;

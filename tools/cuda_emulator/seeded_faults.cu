@@ -2,8 +2,11 @@
 // template parameter such as kBarrier is false, the kernel runs without a barrier, which is a fault.
 #include "cuda_emulator/seeded_faults.h"
 
+#include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <stdexcept>
 
 #include "common/simt.cuh"
@@ -193,6 +196,49 @@ __global__ void static_and_dynamic(int* out) {
   out[threadIdx.x] = values[threadIdx.x] + more_values[threadIdx.x];
 }
 
+// Neighboring threads access elements that are kStride apart.
+template <int kStride>
+__global__ void increment(int* out) {
+  if (threadIdx.x < kThreads / kStride) out[threadIdx.x * kStride] += 1;
+}
+
+// Writes the rows of a matrix and reads its columns. If kPitch is 32, all elements of a column are in the same bank.
+template <int kPitch>
+__global__ void transpose(int* out) {
+  GRF_SHARED(matrix, int[32][kPitch]);
+  for (int row = 0; row < 32; ++row) matrix[row][threadIdx.x] = row;
+  __syncwarp();
+  int sum = 0;
+  for (int column = 0; column < 32; ++column) sum += matrix[threadIdx.x][column];
+  out[threadIdx.x] = sum;
+}
+
+// Each thread loads four integers at once, or one after another.
+template <bool kAtOnce>
+__global__ void sum_four(int* out) {
+  const int* const first = out + 4 * threadIdx.x;
+  int4 values;
+  if (kAtOnce) {
+    values = *reinterpret_cast<const int4*>(first);
+  } else {
+    values = make_int4(first[0], first[1], first[2], first[3]);
+  }
+  __syncthreads();
+  out[threadIdx.x] = values.x + values.y + values.z + values.w;
+}
+
+// Fault if the compiler fuses a multiplication and an addition: the two sums are then rounded differently.
+__global__ void sums_of_a_product(int* out) {
+  GRF_SHARED(products, float[kThreads]);
+  const int thread = static_cast<int>(threadIdx.x);
+  const float factor = 1.1f;
+  products[thread] = factor * (1.3f + static_cast<float>(out[thread] + thread));
+  __syncthreads();
+  const float sum = products[thread] - 1.7f;
+  const float fused = factor * (1.3f + static_cast<float>(out[thread] + thread)) - 1.7f;
+  GRF_DEVICE_CHECK(sum == fused, "the sums differ");
+}
+
 void expect(bool condition, const char* message) {
   if (!condition) throw std::logic_error(message);
 }
@@ -240,6 +286,13 @@ const std::map<std::string, std::function<void(int*)>>& launchers() {
       {"more_than_launch_bounds", [](int* out) { GRF_LAUNCH((at_most_32_threads), 1, kThreads, 0, nullptr, out); }},
       {"static_and_dynamic",
        [](int* out) { GRF_LAUNCH(static_and_dynamic, 1, kThreads, size_t{40} << 10, nullptr, out); }},
+      {"increment_neighbors", [](int* out) { GRF_LAUNCH((increment<1>), 1, kThreads, 0, nullptr, out); }},
+      {"increment_distant", [](int* out) { GRF_LAUNCH((increment<8>), 1, kThreads, 0, nullptr, out); }},
+      {"transpose_padded", [](int* out) { GRF_LAUNCH((transpose<33>), 1, 32, 0, nullptr, out); }},
+      {"transpose_unpadded", [](int* out) { GRF_LAUNCH((transpose<32>), 1, 32, 0, nullptr, out); }},
+      {"sum_four_at_once", [](int* out) { GRF_LAUNCH((sum_four<true>), 1, 16, 0, nullptr, out); }},
+      {"sum_four_one_by_one", [](int* out) { GRF_LAUNCH((sum_four<false>), 1, 16, 0, nullptr, out); }},
+      {"sums_of_a_product", [](int* out) { GRF_LAUNCH((sums_of_a_product), 1, kThreads, 0, nullptr, out); }},
       {"no_blocks", [](int* out) { GRF_LAUNCH(check_that_fails, 0, kThreads, 0, nullptr, out); }},
       {"too_many_threads", [](int* out) { GRF_LAUNCH(check_that_fails, 1, 1025, 0, nullptr, out); }},
       {"too_much_shared_memory",
@@ -257,10 +310,12 @@ std::vector<std::string> test_kernel_names() {
 }
 
 void run_test_kernel(const std::string& name) {
-  // A heap allocation of the exact size, so that AddressSanitizer detects accesses beyond its end.
-  const std::vector<int> zeros(kThreads, 0);
-  std::vector<int> out(zeros);
-  launchers().at(name)(out.data());
+  // A heap allocation of the exact size, so that AddressSanitizer detects accesses beyond its end. The address is a
+  // multiple of 32, so that the number of sectors (access_counter.h) is known.
+  constexpr size_t kBytes = kThreads * sizeof(int);
+  const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(32, kBytes), &std::free);
+  std::memset(memory.get(), 0, kBytes);
+  launchers().at(name)(static_cast<int*>(memory.get()));
 }
 
 }  // namespace grf

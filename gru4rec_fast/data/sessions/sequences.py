@@ -32,6 +32,12 @@ def log_of_sequences(
     ids = np.arange(len(columns)) if session_ids is None else as_ids(session_ids, "session_ids")
     if len(ids) != len(columns):
         raise ValueError(f"session_ids has {len(ids)} elements, but there are {len(columns)} sequences")
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        repeated = values[counts.argmax()].item() if values.dtype.kind == "i" else str(values[counts.argmax()])
+        raise ValueError(f"session_ids: {repeated!r} occurs {counts.max()} times; each session needs an id of its own")
+    if not (vocabulary is None or isinstance(vocabulary, Vocabulary)):
+        raise TypeError(f"vocabulary must be a Vocabulary, not a {type(vocabulary).__name__}")
     items = np.concatenate(columns)
     known_ids: np.ndarray = items[:0] if vocabulary is None else vocabulary.ids
     codes = np.full(len(items), -1) if vocabulary is None else vocabulary.index_of_any_kind(items)

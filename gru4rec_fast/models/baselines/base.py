@@ -19,7 +19,7 @@ from gru4rec_fast.data import InteractionGraph, SessionStore, Vocabulary
 from gru4rec_fast.distributed import digest
 from gru4rec_fast.evaluation import Report, evaluate_graph, evaluate_sessions
 from gru4rec_fast.evaluation.scores import HistoryScorer
-from gru4rec_fast.models.baselines.sparse import scipy_sparse
+from gru4rec_fast.models.baselines.sparse import check_rows, scipy_sparse
 from gru4rec_fast.models.builders import open_graph, open_sessions
 from gru4rec_fast.models.candidates import RowLists, encode_row_lists
 from gru4rec_fast.models.estimator import Metrics, Model
@@ -59,6 +59,7 @@ class Baseline(Model):
     _column_arguments = ("session_key", "user_key", "item_key", "time_key")
     _needs_sessions: ClassVar[str | None] = None  # why the model cannot be fitted to interactions
     _rows_are_items: ClassVar[bool] = False  # whether the matrix has a row for each item
+    _entries_are_ones: ClassVar[bool] = False  # whether all entries of the matrix are 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,16 +105,21 @@ class Baseline(Model):
         if interactions or isinstance(data, InteractionGraph) or hasattr(data, "tocoo"):
             if self._needs_sessions is not None:
                 raise ValueError(f"{type(self).__name__} needs sessions, not interactions: {self._needs_sessions}")
+            _refuse_columns(columns, ("session_key", "time_key"), "interactions")
             opened = model.graph = open_graph(data, None, **columns)
             model.vocabulary = opened.items
             model.support = np.diff(opened.offsets[opened.n_users :])
         else:
+            _refuse_columns(columns, ("user_key",), "sessions")
             opened = open_sessions(data, None, **columns)
             model.vocabulary, model.support = opened.vocabulary, np.array(opened.support)
         model._fitted_parameters = model.to_dict()
         model._item_scores = np.zeros(opened.n_items)
         model._matrix = scipy_sparse().csr_array((0, opened.n_items))
         count(model, opened)
+        if not np.isfinite(model._item_scores).all():
+            raise ValueError(f"{model}: a score is not finite: are values of the data or of a parameter too large?")
+        model._matrix.sum_duplicates()  # sorts the columns of each row
         model._prepare()
         vars(self).update(vars(model))
         return self
@@ -226,8 +232,10 @@ class Baseline(Model):
                     for scores in (model._item_scores, data)
                 ):
                     raise ValueError("scores must be finite float64, of one dimension")
+                check_rows(data, indices, offsets, n_items)
+                if cls._entries_are_ones and (data != 1).any():
+                    raise ValueError("the entries of the matrix must be 1")
                 model._matrix = sparse.csr_array((data, indices, offsets), shape=(len(offsets) - 1, n_items))
-                model._matrix.check_format(full_check=True)
                 if len(model._item_scores) != n_items or (cls._rows_are_items and len(offsets) != n_items + 1):
                     raise ValueError(f"the scores are not of {n_items} items")
             except ValueError as error:
@@ -295,6 +303,13 @@ class Baseline(Model):
         if self.vocabulary is None:
             name = type(self).__name__
             raise RuntimeError(f"this {name} has counted nothing yet: call fit, or {name}.load")
+
+
+def _refuse_columns(columns: dict[str, str], unused: tuple[str, ...], kind: str) -> None:
+    """Raise TypeError for the name of a column that data of this kind do not have."""
+    for name in unused:
+        if name in columns:
+            raise TypeError(f"{name} has no effect on {kind}: leave it out")
 
 
 def _excluded_items(row: int, left_out: RowLists | None, chosen: RowLists | None, n_items: int) -> np.ndarray:

@@ -101,7 +101,8 @@ class HighestRated(Baseline, HighestRatedParameters):
             assert model.vocabulary is not None
             index, values = read_item_values(table, "rating", rating_key, item_key, model.vocabulary)
             sums, n = np.bincount(index, values, opened.n_items), np.bincount(index, minlength=opened.n_items)
-            model._item_scores = (sums + self.prior_count * np.mean(values)) / (n + self.prior_count)
+            with np.errstate(over="ignore", invalid="ignore"):  # infinite scores are an error afterwards
+                model._item_scores = (sums + self.prior_count * np.mean(values)) / (n + self.prior_count)
 
         return self._fit(data, interactions, columns, count)
 

@@ -30,6 +30,7 @@ class SessionKNN(Baseline, SessionKNNParameters):
     """
 
     file_format = "gru4rec_fast.SessionKNN/1"
+    _entries_are_ones = True
     _needs_sessions = "it compares the events of sessions by position and time; use ItemKNN"
 
     def __post_init__(self) -> None:

@@ -18,6 +18,24 @@ def scipy_sparse() -> ModuleType:
     return module
 
 
+def check_rows(data: np.ndarray, indices: np.ndarray, offsets: np.ndarray, n_items: int) -> None:
+    """Raise ValueError unless the arrays are those of a CSR matrix with `n_items` columns, ascending in each row."""
+    if not all(array.ndim == 1 and array.dtype in (np.int32, np.int64) for array in (indices, offsets)):
+        raise ValueError("indices and offsets must be integers, of one dimension")
+    bounds = offsets.astype(np.int64)
+    if not len(bounds) or bounds[0] != 0 or bounds[-1] != len(indices) or len(indices) != len(data):
+        raise ValueError("the offsets do not fit the number of entries")
+    if (bounds[1:] < bounds[:-1]).any():
+        raise ValueError("the offsets decrease")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < n_items:
+        raise ValueError(f"an index is not one of {n_items} items")
+    ascends = np.diff(indices.astype(np.int64)) > 0
+    starts = bounds[1:-1]
+    ascends[starts[(starts > 0) & (starts < len(indices))] - 1] = True  # a row begins there
+    if not ascends.all():
+        raise ValueError("the indices of a row do not ascend")
+
+
 def indicator_matrix(items: np.ndarray, offsets: np.ndarray, n_items: int) -> Any:
     """Return a CSR array of float64 [Q, n_items] with 1 for each item that a history has.
 
