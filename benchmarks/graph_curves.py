@@ -2,17 +2,24 @@
 
     python benchmarks/graph_curves.py ngcf package --epochs 10 --out build/benchmarks/ngcf.json
     python benchmarks/graph_curves.py ngcf naive --epochs 10 --batch-size 8192 --learning-rate 1e-3
+    python benchmarks/graph_curves.py lightgcn public=PATH --epochs 5 --seed 2020
 
 "package" trains the estimators of this package, "naive" trains the plain PyTorch models of naive_graph.py. Both
 trainings start from the same weights, use the same triples (user, item, negative item) and are evaluated by
 `evaluate_graph`. Only the dropout masks differ. The default hyper-parameters are the published ones. "naive" stores the
-transposed matrix, since an epoch would otherwise take three times as long. The script needs ../shared/data/gowalla.
+transposed matrix, since an epoch would otherwise take three times as long. "public" runs the program of
+LightGCN-PyTorch, a checkout at PATH, with its own data loader, sampler and test; the script checks that
+`evaluate_graph` gives the same metrics for its embeddings. The script needs ../shared/data/gowalla; "public" needs
+pandas, scikit-learn and tqdm, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import math
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +28,7 @@ from typing import Any
 
 import torch
 from naive_graph import NaiveLightGCN, NaiveNGCF
+from peers.graph import lightgcn_epochs
 
 from gru4rec_fast import NGCF, LightGCN
 from gru4rec_fast.data import InteractionGraph, TripleSampler
@@ -67,11 +75,31 @@ def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Interact
         yield {"epoch": epoch + 1, "loss": total / sampler.n_batches, **metrics, "seconds": seconds}
 
 
+def public_epochs(path: str, seed: int, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
+    """Yield a record for each of n epochs of the public LightGCN, from the checkout at `path`.
+
+    Raises:
+        ArithmeticError: `evaluate_graph` gives other metrics than the public test.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("train.txt", "test.txt"):
+            with gzip.open(GOWALLA / f"{name}.gz") as source, (Path(folder) / name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+        for record, (users, items) in lightgcn_epochs(path, folder, n, seed):
+            # The rows of the public embeddings are ids; those of the graph are in ascending order of its ids.
+            rows = [torch.from_numpy(ids.ids.astype("int64")) for ids in (graph.users, graph.items)]
+            report = evaluate_graph(torch.cat([users[rows[0]], items[rows[1]]]), graph, test)
+            for name in ("recall@20", "ndcg@20"):
+                if not math.isclose(record[name], report.metrics[name], rel_tol=1e-4):
+                    raise ArithmeticError(f"{name}: {record[name]} by the public test, {report.metrics[name]} by ours")
+            yield record
+
+
 def main() -> None:
     """Train, print a line per epoch, and write the records to the file given by --out, if any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["ngcf", "lightgcn"])
-    parser.add_argument("side", choices=["package", "naive"], help="the implementation to train")
+    parser.add_argument("side", help="the implementation to train: package, naive or public=PATH")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--adjacency", default=None, help="for ngcf: paper (default) or norm")
     parser.add_argument("--batch-size", type=int, default=None)
@@ -79,16 +107,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="JSON file, written after each epoch")
     arguments = parser.parse_args()
+    side, _, path = arguments.side.partition("=")
+    if side not in ("package", "naive", "public") or (side == "public") != bool(path):
+        parser.error(f"side {arguments.side!r}: choose package, naive or public=PATH")
+    if side == "public" and arguments.model == "ngcf":
+        parser.error("public: lightgcn only")
     graph = InteractionGraph.from_text(GOWALLA / "train.txt.gz")
     test = InteractionGraph.from_text(GOWALLA / "test.txt.gz", like=graph)
     names = ("adjacency", "batch_size", "learning_rate", "seed")
     parameters: dict[str, Any] = {name: vars(arguments)[name] for name in names if vars(arguments)[name] is not None}
     model = (NGCF if arguments.model == "ngcf" else LightGCN)(evaluate_every=1, **parameters)
-    content = {"side": arguments.side, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    content = {"side": side, "torch": torch.__version__, "threads": torch.get_num_threads()}
     content |= {"parameters": model.get_params() | {"n_epochs": arguments.epochs}}
-    train = package_epochs if arguments.side == "package" else naive_epochs
+    epochs = {
+        "package": lambda: package_epochs(model, graph, test, arguments.epochs),
+        "naive": lambda: naive_epochs(model, graph, test, arguments.epochs),
+        "public": lambda: public_epochs(path, model.seed, graph, test, arguments.epochs),
+    }
     records: list[Record] = []
-    for record in train(model, graph, test, arguments.epochs):
+    for record in epochs[side]():
         records.append(record)
         print(", ".join(f"{name} {value:.4f}" for name, value in record.items()), flush=True)
         if arguments.out is not None:

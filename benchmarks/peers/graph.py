@@ -1,16 +1,19 @@
-"""Run training steps of the public NGCF-PyTorch and LightGCN-PyTorch, imported from checkouts.
+"""Run training steps and epochs of the public NGCF-PyTorch and LightGCN-PyTorch, imported from checkouts.
 
 `ngcf_step` and `lightgcn_step` run the unchanged models and losses of these checkouts on an `InteractionGraph`. The
 data loaders of the checkouts are not used, because they read fixed folders. A step does the same as a step of the
 public training loop: forward pass over the whole graph, loss, backward pass, Adam.
+
+`lightgcn_epochs` runs the public LightGCN as it is: data loader, sampler, training and test.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -99,6 +102,55 @@ def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, de
         return float(loss.item())
 
     return step
+
+
+def lightgcn_epochs(
+    path: str | Path, data: str | Path, n: int, seed: int
+) -> Iterator[tuple[dict[str, float], tuple[Tensor, Tensor]]]:
+    """Run n epochs of the public LightGCN's own program, and test after each of them.
+
+    Data loader, sampler (that in Python), training and test are those of the checkout, with its default options.
+
+    Args:
+        path: a checkout of LightGCN-PyTorch.
+        data: a folder with train.txt and test.txt. The data loader writes its adjacency matrix there.
+        n: number of epochs.
+        seed: seed of torch and NumPy.
+
+    Yields:
+        After each epoch: a record of the mean loss, as printed by the public code with three digits, recall@20 and
+        ndcg@20 of its test, and the seconds of the epoch without the test; and the embeddings of users and items.
+
+    Raises:
+        FileNotFoundError: the checkout has no code/Procedure.py.
+    """
+    code = Path(path) / "code"
+    if not (code / "Procedure.py").exists():
+        raise FileNotFoundError(f"{path}: no code/Procedure.py in it; give a checkout of LightGCN-PyTorch")
+    # `world` parses sys.argv when it is imported, and creates a folder for checkpoints.
+    with (
+        mock.patch.object(sys, "path", [str(code), *sys.path]),
+        mock.patch.object(sys, "argv", ["main", f"--seed={seed}", "--tensorboard=0", "--testbatch=1000"]),
+        mock.patch("os.makedirs"),
+    ):
+        world, utils, procedure = (importlib.import_module(name) for name in ("world", "utils", "Procedure"))
+        dataloader, models = importlib.import_module("dataloader"), importlib.import_module("model")
+    utils.set_seed(seed)
+    with quiet():
+        dataset = dataloader.Loader(path=str(data))
+        model = models.LightGCN(world.config, dataset).to(world.device)
+    bpr = utils.BPRLoss(model, world.config)
+    for epoch in range(n):
+        started = time.perf_counter()
+        printed = procedure.BPR_train_original(dataset, model, bpr, epoch)
+        record = {"epoch": epoch + 1, "loss": float(printed.split("-")[0].removeprefix("loss"))}
+        seconds = time.perf_counter() - started
+        with quiet():
+            metrics = procedure.Test(dataset, model, epoch)
+        record |= {"recall@20": float(metrics["recall"][0]), "ndcg@20": float(metrics["ndcg"][0]), "seconds": seconds}
+        with torch.no_grad():
+            embeddings = model.computer()
+        yield record, embeddings
 
 
 def _import_module(peer: str, folder: Path, name: str) -> ModuleType:
