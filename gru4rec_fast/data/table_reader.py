@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 1_000_000
 # Formats of times with codes that polars reads as Python does, and all that it needs for a date.
 _POLARS_CODES = re.compile(r"(?=.*%Y)(?=.*%m)(?=.*%d)(?:(?=.*%H)(?=.*%M)|(?!.*%[HMS]))(?:[^%]|%[YmdHMS])+")
-_ID_ROLES = ("session", "user", "item")
+_ID_ROLES = ("session", "user", "item", "group")
 _EXACT_INTEGERS = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}  # floats represent all smaller integers
 
 

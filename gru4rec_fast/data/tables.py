@@ -24,6 +24,7 @@ NAMES = {
     "session": ("SessionId", "session_id"),
     "user": ("UserId", "user_id"),
     "item": ("ItemId", "item_id"),
+    "group": ("GroupId", "group_id"),  # of the item, such as its channel
     "time": ("Time", "timestamp"),
     "rating": ("Rating", "rating"),
     "time_of_day": ("", ""),  # if the column of times has only dates
@@ -296,10 +297,10 @@ def _find_columns(
         if name not in searched_names:
             nearest = _nearest(column, names)
             values = "times of day" if role == "time_of_day" else f"{role}s"
-            flag = f"--{role.replace('_', '-')}-key"
+            option = f"--{role.replace('_', '-')}-key ..." if role != "group" else "without groups: group_dim=0"
             raise ValueError(
                 f"{source} has no column {column!r}; its columns are {_abbreviated(names)}{hint}: give the name of the "
-                f"column of {values} by {role}_key=... ({flag} ...)"
+                f"column of {values} by {role}_key=... ({option})"
                 + (f"; the nearest is {' or '.join(map(repr, nearest))}" if nearest else "")
             )
         _require_unique(name, searched_names, source)

@@ -20,7 +20,8 @@ class Report:
 
     Attributes:
         metrics: metrics of the model, {"recall@20": ..., "ndcg@20": ..., ...}.
-        n_targets: number of test items whose rank was measured: items in sessions, or test items of users.
+        n_targets: number of test items whose rank was measured: items in sessions, or test items of users; number of
+            ratings of a `RatingScorer`.
         n_items: size of the catalogue.
         n_sessions: number of sessions with targets; None for a graph model.
         n_users: number of users with targets; None for a session model.
@@ -30,7 +31,7 @@ class Report:
         targets: "next", "last" or "remaining", see `evaluate_sessions`; None for a graph model.
         sampled: the sampled negatives that each ranking is limited to, such as "100 negatives"; None: all items.
         beyond_accuracy: {"coverage@20": ..., ...}, see `beyond_accuracy`, or {}.
-        by: what the groups are formed by, "popularity", "length" or "position", or None.
+        by: what the groups are formed by, "popularity", "length", "position" or, of ratings, "unknown ids"; or None.
         groups: metrics of each group that has targets, {"10-99": {"recall@20": ..., ..., "n": number of rankings}}.
         per_session: values of each session or user, see `evaluate_sessions`; not in `to_dict` and `to_json`.
     """
@@ -52,6 +53,8 @@ class Report:
 
     def summary(self) -> str:
         """Return one line about what was evaluated and what was dropped."""
+        if "rmse" in self.metrics:
+            return f"{self.n_targets:,} ratings of {self.n_users:,} users"
         if self.n_users is None:
             owners, candidates = f"{self.n_sessions:,} sessions", f"{self.n_items:,} items"
         else:
@@ -75,7 +78,7 @@ class Report:
         columns = {f"model{label}": self.metrics | self.beyond_accuracy, **self.baselines}
         tables = [format_table(*_cells("metric", columns), self.summary(), terminal=terminal)]
         if self.groups:
-            caption = f"metrics by {self.by}{label}; n: number of rankings"
+            caption = f"metrics by {self.by}{label}; n: number of {'ratings' if 'rmse' in self.metrics else 'rankings'}"
             tables.append(format_table(*_cells(f"{self.by}", self.groups), caption, terminal=terminal))
         return "\n\n".join(tables)
 

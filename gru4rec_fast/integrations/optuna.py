@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gru4rec_fast.training import Callback
-from gru4rec_fast.training.options import TRAINING_LOSS
+from gru4rec_fast.training.options import MINIMIZED, TRAINING_LOSS
 
 try:
     import optuna
@@ -33,7 +33,7 @@ class PruningCallback(Callback):
     Raises, within `fit`:
         optuna.TrialPruned: the trial was pruned.
         ValueError: `monitor` is not measured, or the study has the wrong direction for it: a metric needs a study with
-            direction="maximize", the loss one with direction="minimize".
+            direction="maximize"; the loss, "rmse" and "mae" need direction="minimize".
     """
 
     def __init__(self, trial: optuna.trial.BaseTrial, monitor: str = "recall@20") -> None:
@@ -46,7 +46,7 @@ class PruningCallback(Callback):
                 f"PruningCallback: monitor={self.monitor!r} needs validation data; monitor='loss' does not"
             )
         study = getattr(self.trial, "study", None)  # an optuna.trial.FixedTrial has no study
-        expected = "minimize" if self.monitor == TRAINING_LOSS else "maximize"
+        expected = "minimize" if self.monitor in MINIMIZED else "maximize"
         if study is not None and study.direction.name.lower() != expected:
             raise ValueError(
                 f"PruningCallback: monitor={self.monitor!r} needs optuna.create_study(direction={expected!r})"

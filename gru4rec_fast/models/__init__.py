@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from gru4rec_fast.models.gru4rec import GRU4Rec
     from gru4rec_fast.models.memory_estimate import MemoryEstimate, estimate_memory
     from gru4rec_fast.models.parameter_text import parse_parameter_string, read_parameter_file
-    from gru4rec_fast.models.parameters import GraphParameters, GRU4RecParameters, LightGCNParameters, NGCFParameters
+    from gru4rec_fast.models.parameters import (
+        GraphParameters,
+        GRU4RecParameters,
+        LightGCNParameters,
+        NGCFParameters,
+        RatingScorerParameters,
+    )
+    from gru4rec_fast.models.rating_scorer import RatingScorer
     from gru4rec_fast.models.recommendations import Recommendations, recommend
     from gru4rec_fast.models.session_recommender import SessionRecommender
 
@@ -38,7 +45,14 @@ _MODULES = {
     "gru4rec": ("GRU4Rec",),
     "memory_estimate": ("MemoryEstimate", "estimate_memory"),
     "parameter_text": ("parse_parameter_string", "read_parameter_file"),
-    "parameters": ("GRU4RecParameters", "GraphParameters", "LightGCNParameters", "NGCFParameters"),
+    "parameters": (
+        "GRU4RecParameters",
+        "GraphParameters",
+        "LightGCNParameters",
+        "NGCFParameters",
+        "RatingScorerParameters",
+    ),
+    "rating_scorer": ("RatingScorer",),
     "recommendations": ("Recommendations", "recommend"),
     "session_recommender": ("SessionRecommender",),
 }
@@ -63,6 +77,8 @@ __all__ = [
     "MemoryEstimate",
     "MostPopular",
     "NGCFParameters",
+    "RatingScorer",
+    "RatingScorerParameters",
     "Recommendations",
     "SequentialRules",
     "SessionKNN",

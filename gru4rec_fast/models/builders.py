@@ -21,7 +21,6 @@ from gru4rec_fast.data.graphs.order import align_indices
 from gru4rec_fast.data.part_files import is_prepared
 from gru4rec_fast.models.parameter_fields import Parameters
 from gru4rec_fast.models.parameters import (
-    TRAINING_LOSS,
     GraphParameters,
     GRU4RecParameters,
     LightGCNParameters,
@@ -39,6 +38,7 @@ from gru4rec_fast.training import (
     TrainerOptions,
     log_fingerprint,
 )
+from gru4rec_fast.training.options import MINIMIZED
 
 
 def find_device(name: str) -> torch.device:
@@ -291,7 +291,7 @@ def build_schedule(p: Parameters, optimizer: Optimizer, has_validation: bool) ->
         p.lr_scheduler,
         p.lr_scheduler_options or {},
         n_epochs=p.n_epochs,
-        maximize=has_validation and p.monitor != TRAINING_LOSS,
+        maximize=has_validation and p.monitor not in MINIMIZED,
     )
 
 

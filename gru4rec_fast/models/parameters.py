@@ -33,6 +33,7 @@ IMPLEMENTATIONS = ("auto", "native", "reference")
 LANES = ("joint", "independent")
 SESSION_METRICS = ("recall", "mrr", "ndcg", "map", "precision", "hitrate")
 GRAPH_METRICS = SESSION_METRICS
+RATING_METRICS = ("rmse", "mae")
 TRAINING_LOSS = "loss"
 
 # Titles of the groups of options in `gru4rec-fast train --help`.
@@ -369,3 +370,43 @@ class LightGCNParameters(GraphParameters):
     adjacency: str = option(
         "symmetric", NETWORK, "NAME", f"Propagation matrix: {', '.join(MATRICES)}.", one_of(*MATRICES)
     )
+
+
+@parameter_class
+@dataclass(kw_only=True)
+class RatingScorerParameters(Parameters):
+    """Hyper-parameters of RatingScorer."""
+
+    user_dim: int = option(100, NETWORK, "WIDTH", "Width of the user embedding.", at_least(1))
+    group_dim: int = option(
+        80, NETWORK, "WIDTH", "Width of the embedding of the item's group; 0: no groups are read.", at_least(0)
+    )
+    item_dim: int = option(20, NETWORK, "WIDTH", "Width of the item embedding.", at_least(1))
+    layer_sizes: tuple[int, ...] = option(
+        (70,), NETWORK, "SIZE/SIZE/...", "Widths of the hidden layers, first layer first.", _check_layers
+    )
+    id_dropout: float = option(
+        0.0, NETWORK, "P", "Probability to replace an id by an unknown one (zeros) in training.", probability
+    )
+    weight_decay: float = option(
+        0.0, OPTIMIZER, "STRENGTH", "Strength of Adam's weight decay (L2), of the rows of a mini-batch.", at_least(0)
+    )
+    learning_rate: float = shared_field(GraphParameters, "learning_rate", 1e-3)
+    batch_size: int = option(256, OPTIMIZER, "N", "Ratings per mini-batch.", at_least(1))
+    n_epochs: int = shared_field(GRU4RecParameters, "n_epochs", 20)
+    lr_scheduler: str | None = shared_field(GRU4RecParameters, "lr_scheduler", None)
+    lr_scheduler_options: Mapping[str, Any] | None = shared_field(GRU4RecParameters, "lr_scheduler_options", None)
+    evaluate_every: int = shared_field(GRU4RecParameters, "evaluate_every", 1)
+    monitor: str = option(
+        "rmse",
+        EPOCHS,
+        "METRIC",
+        GRU4RecParameters.__dataclass_fields__["monitor"].metadata["help"],
+        one_of(*RATING_METRICS, TRAINING_LOSS),
+    )
+    patience: int | None = shared_field(GRU4RecParameters, "patience", None)
+    min_delta: float = shared_field(GRU4RecParameters, "min_delta", 0.0)
+    seed: int | None = shared_field(GRU4RecParameters, "seed", None)
+    dtype: str = shared_field(GRU4RecParameters, "dtype", "float32")
+    device: str = shared_field(GRU4RecParameters, "device", "cpu")
+    impl: str = shared_field(GRU4RecParameters, "impl", "auto")

@@ -4,6 +4,7 @@ from gru4rec_fast.nn.embedding_rows import gather_rows
 from gru4rec_fast.nn.graph_networks import GraphNetwork, LightGCNNetwork, NGCFNetwork
 from gru4rec_fast.nn.graph_propagation import GraphIndices, LaplacianPropagation, NGCFLayer
 from gru4rec_fast.nn.growable_embedding import GrowableEmbedding
+from gru4rec_fast.nn.rating_network import RatingNetwork
 from gru4rec_fast.nn.sampled_loss import SampledLoss
 from gru4rec_fast.nn.session_gru import SessionGRU
 from gru4rec_fast.nn.session_network import OutputTable, SessionNetwork
@@ -17,6 +18,7 @@ __all__ = [
     "NGCFLayer",
     "NGCFNetwork",
     "OutputTable",
+    "RatingNetwork",
     "SampledLoss",
     "SessionGRU",
     "SessionNetwork",

@@ -12,6 +12,7 @@ from gru4rec_fast.training.interrupt import TrainingInterrupted
 from gru4rec_fast.training.memory_callback import MemoryCallback
 from gru4rec_fast.training.options import TrainerOptions
 from gru4rec_fast.training.progress import Progress, make_progress
+from gru4rec_fast.training.rating_runner import RatingEpochRunner
 from gru4rec_fast.training.schedules import Schedule, scheduler_names
 from gru4rec_fast.training.session_runner import SessionEpochRunner, UpdatesOutcome
 from gru4rec_fast.training.trainer import EpochRunner, Trainer
@@ -29,6 +30,7 @@ __all__ = [
     "GraphEpochRunner",
     "MemoryCallback",
     "Progress",
+    "RatingEpochRunner",
     "Schedule",
     "SessionEpochRunner",
     "StepRecord",

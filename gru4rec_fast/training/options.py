@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TRAINING_LOSS = "loss"  # the value of `monitor` that stands for the training loss
+MINIMIZED = (TRAINING_LOSS, "rmse", "mae")  # values of `monitor` of which smaller ones are better
 
 
 def check_at_least(minimum: float, **values: float | None) -> None:
@@ -21,11 +22,11 @@ class TrainerOptions:
     Attributes:
         n_epochs: number of epochs in total; a resumed training runs only those that are not finished.
         evaluate_every: number of epochs from one validation to the next; the last epoch is always validated.
-        monitor: the value that selects the best epoch: a validation metric, e.g. "recall@20" (larger is better), or
-            "loss", the training loss (smaller is better).
+        monitor: the value that selects the best epoch: a validation metric, e.g. "recall@20", or "loss", the training
+            loss. Larger values are better, but smaller ones of "loss", "rmse" and "mae".
         patience: stop after this many validations (with "loss": epochs) in a row without a better value; None: never
             stop early.
-        min_delta: a value is better if it is larger (with "loss": smaller) than the best by more than this.
+        min_delta: a value is better if it improves on the best by more than this.
         checkpoint_every: number of mini-batches after which last.safetensors is written, in addition to the end of each
             epoch; None: only at the end of each epoch.
 

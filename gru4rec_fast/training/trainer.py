@@ -31,7 +31,7 @@ from gru4rec_fast.training.earlier_training import LAST_FILE, PREVIOUS
 from gru4rec_fast.training.early_stopping import EarlyStopping
 from gru4rec_fast.training.folder_lock import lock_folder
 from gru4rec_fast.training.interrupt import InterruptRequest, TrainingInterrupted, deferred_interrupt
-from gru4rec_fast.training.options import TRAINING_LOSS, TrainerOptions
+from gru4rec_fast.training.options import MINIMIZED, TRAINING_LOSS, TrainerOptions
 from gru4rec_fast.training.progress import Progress, SilentProgress
 from gru4rec_fast.training.run_folder import RunFolder
 from gru4rec_fast.training.saved_values import checked_history, damage_as_checkpoint_error
@@ -162,7 +162,9 @@ class Trainer:
         self._saves = out is not None
         self.folder = RunFolder(out if self._is_first_rank else None, template)
         self.history: list[dict[str, Any]] = []
-        self.early_stopping = EarlyStopping(options.patience, options.min_delta, maximize=not monitors_loss)
+        self.early_stopping = EarlyStopping(
+            options.patience, options.min_delta, maximize=options.monitor not in MINIMIZED
+        )
         self._selects_best = validate is not None or monitors_loss
         self._peak, self.peak_memory_bytes = peak, 0
         self._saved_at_step = 0
