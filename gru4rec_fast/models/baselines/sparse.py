@@ -49,7 +49,7 @@ def indicator_matrix(items: np.ndarray, offsets: np.ndarray, n_items: int) -> An
 
 
 def first_of_each_row(matrix: Any, n: int, *, largest: bool = False) -> Any:
-    """Return a CSR array without all but n entries of each row: those of the first columns, or the largest ones.
+    """Return a CSR array with at most n entries of each row: those of the first columns, or the largest ones.
 
     Of equal entries, those of the first columns are kept.
     """
