@@ -8,9 +8,8 @@
 trainings start from the same weights, use the same triples (user, item, negative item) and are evaluated by
 `evaluate_graph`. Only the dropout masks differ. The default hyper-parameters are the published ones. "naive" stores the
 transposed matrix, since an epoch would otherwise take three times as long. "public" runs the program of
-LightGCN-PyTorch, a checkout at PATH, with its own data loader, sampler and test; the script checks that
-`evaluate_graph` gives the same metrics for its embeddings. The script needs ../shared/data/gowalla; "public" needs
-pandas, scikit-learn and tqdm, too.
+LightGCN-PyTorch, a checkout at PATH, with its own data loader, sampler and test, and evaluates its embeddings by
+`evaluate_graph`, too. The script needs ../shared/data/gowalla; "public" also needs pandas, scikit-learn and tqdm.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 import shutil
 import tempfile
 import time
@@ -78,21 +76,17 @@ def naive_epochs(model: NGCF | LightGCN, graph: InteractionGraph, test: Interact
 def public_epochs(path: str, seed: int, graph: InteractionGraph, test: InteractionGraph, n: int) -> Iterator[Record]:
     """Yield a record for each of n epochs of the public LightGCN, from the checkout at `path`.
 
-    Raises:
-        ArithmeticError: `evaluate_graph` gives other metrics than the public test.
+    Metrics of the public test are those with "public" in their names; the others are those of `evaluate_graph`.
     """
     with tempfile.TemporaryDirectory() as folder:
         for name in ("train.txt", "test.txt"):
             with gzip.open(GOWALLA / f"{name}.gz") as source, (Path(folder) / name).open("wb") as target:
                 shutil.copyfileobj(source, target)
         for record, (users, items) in lightgcn_epochs(path, folder, n, seed):
-            # The rows of the public embeddings are ids; those of the graph are in ascending order of its ids.
+            # Row i of the public embeddings has the user or item with id i. The graph sorts its ids.
             rows = [torch.from_numpy(ids.ids.astype("int64")) for ids in (graph.users, graph.items)]
             report = evaluate_graph(torch.cat([users[rows[0]], items[rows[1]]]), graph, test)
-            for name in ("recall@20", "ndcg@20"):
-                if not math.isclose(record[name], report.metrics[name], rel_tol=1e-4):
-                    raise ArithmeticError(f"{name}: {record[name]} by the public test, {report.metrics[name]} by ours")
-            yield record
+            yield record | {name: report.metrics[name] for name in ("recall@20", "ndcg@20")}
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ SIDES: dict[str, dict[str, Any]] = {
     "float32": {}, "float32, reference": REFERENCE, "TF32, reference": REFERENCE, "bf16": {"precision": "bf16"},
 }  # fmt: skip
 _DROPPED_BITS = 13  # TF32 has 10 explicit bits of mantissa, float32 has 23
-# Matrix products, and which of their arguments are the factors.
+# Operators that multiply matrices, and the positions of the two factors among their arguments.
 _FACTORS = {
     torch.ops.aten.mm.default: (0, 1),
     torch.ops.aten.addmm.default: (1, 2),

@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratings", type=int, default=20_000, help="number of ratings in training")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--id-dropout", type=float, default=0.0)
     arguments = parser.parse_args()
     rmse: dict[str, dict[str, list[float]]] = {}
     seconds: list[float] = []
@@ -70,7 +71,7 @@ def main() -> None:
             "users without ratings": ratings.draw(10_000, new_users=True),
         }
         with tempfile.TemporaryDirectory() as folder:
-            model = RatingScorer(n_epochs=100, patience=5, seed=seed)
+            model = RatingScorer(n_epochs=100, patience=5, seed=seed, id_dropout=arguments.id_dropout)
             started = time.perf_counter()
             model.fit(train, validation=valid, out=folder, progress=False)
             seconds.append(time.perf_counter() - started)

@@ -13,10 +13,9 @@ import importlib
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -80,7 +79,9 @@ def lightgcn_step(path: str | Path, graph: InteractionGraph, batch_size: int, de
     Raises:
         FileNotFoundError: the checkout has no code/model.py.
     """
-    code = _import_module("lightgcn", Path(path) / "code", "model")
+    dataloader = ModuleType("dataloader")  # the public one imports pandas
+    dataloader.BasicDataset = object  # type: ignore[attr-defined]
+    code = _import_module("lightgcn", Path(path) / "code", "model", replaced_modules={"dataloader": dataloader})
     degrees = np.diff(graph.offsets)
     scale = sp.diags_array(np.divide(1, np.sqrt(degrees), where=degrees > 0, out=np.zeros(len(degrees))))
     entries = (scale @ adjacency(graph) @ scale).tocoo()
@@ -118,23 +119,16 @@ def lightgcn_epochs(
         seed: seed of torch and NumPy.
 
     Yields:
-        After each epoch: a record of the mean loss, as printed by the public code with three digits, recall@20 and
-        ndcg@20 of its test, and the seconds of the epoch without the test; and the embeddings of users and items.
+        After each epoch: a record of the mean loss, as printed by the public code with three digits, "public recall@20"
+        and "public ndcg@20" of its test, and the seconds of the epoch without the test; and the embeddings of users and
+        items.
 
     Raises:
         FileNotFoundError: the checkout has no code/Procedure.py.
     """
-    code = Path(path) / "code"
-    if not (code / "Procedure.py").exists():
-        raise FileNotFoundError(f"{path}: no code/Procedure.py in it; give a checkout of LightGCN-PyTorch")
-    # `world` parses sys.argv when it is imported, and creates a folder for checkpoints.
-    with (
-        mock.patch.object(sys, "path", [str(code), *sys.path]),
-        mock.patch.object(sys, "argv", ["main", f"--seed={seed}", "--tensorboard=0", "--testbatch=1000"]),
-        mock.patch("os.makedirs"),
-    ):
-        world, utils, procedure = (importlib.import_module(name) for name in ("world", "utils", "Procedure"))
-        dataloader, models = importlib.import_module("dataloader"), importlib.import_module("model")
+    arguments = [f"--seed={seed}", "--tensorboard=0", "--testbatch=1000"]
+    procedure = _import_module("lightgcn", Path(path) / "code", "Procedure", arguments)
+    world, utils, dataloader, models = procedure.world, procedure.utils, procedure.dataloader, procedure.model
     utils.set_seed(seed)
     with quiet():
         dataset = dataloader.Loader(path=str(data))
@@ -147,28 +141,32 @@ def lightgcn_epochs(
         seconds = time.perf_counter() - started
         with quiet():
             metrics = procedure.Test(dataset, model, epoch)
-        record |= {"recall@20": float(metrics["recall"][0]), "ndcg@20": float(metrics["ndcg"][0]), "seconds": seconds}
+        record |= {f"public {name}@20": float(metrics[name][0]) for name in ("recall", "ndcg")} | {"seconds": seconds}
         with torch.no_grad():
             embeddings = model.computer()
         yield record, embeddings
 
 
-def _import_module(peer: str, folder: Path, name: str) -> ModuleType:
+def _import_module(
+    peer: str,
+    folder: Path,
+    name: str,
+    arguments: Sequence[str] = (),
+    replaced_modules: Mapping[str, ModuleType] | None = None,
+) -> ModuleType:
     """Import a module from a folder of a checkout. The modules that it imports are searched in that folder first.
 
-    When they are imported, LightGCN's modules parse sys.argv, create a folder for checkpoints and import a data loader.
-    Therefore, during the import, sys.argv has no arguments, os.makedirs does nothing, and `dataloader` is a module with
-    an empty BasicDataset.
+    When they are imported, LightGCN's modules parse sys.argv and create a folder for checkpoints. Therefore, during the
+    import, sys.argv has the given arguments only, and os.makedirs does nothing.
+
+    replaced_modules: modules by name that are used in place of those of the checkout.
     """
     if not (folder / f"{name}.py").exists():
-        raise FileNotFoundError(f"--peer {peer}={folder.parent}: no {folder.name}/{name}.py in it; give a checkout")
-    replaced_modules: dict[str, Any] = {"dataloader": ModuleType("dataloader")} if peer == "lightgcn" else {}
-    if replaced_modules:
-        replaced_modules["dataloader"].BasicDataset = object  # type: ignore[attr-defined]
+        raise FileNotFoundError(f"{peer}={folder.parent}: no {folder.name}/{name}.py in it; give a checkout")
     with (
         mock.patch.object(sys, "path", [str(folder), *sys.path]),
-        mock.patch.object(sys, "argv", [name]),
-        mock.patch.dict(sys.modules, replaced_modules),
+        mock.patch.object(sys, "argv", [name, *arguments]),
+        mock.patch.dict(sys.modules, replaced_modules or {}),
         mock.patch("os.makedirs"),
     ):
         return importlib.import_module(name)

@@ -24,7 +24,7 @@ NAMES = {
     "session": ("SessionId", "session_id"),
     "user": ("UserId", "user_id"),
     "item": ("ItemId", "item_id"),
-    "group": ("GroupId", "group_id"),  # of the item, such as its channel
+    "group": ("GroupId", "group_id"),  # what an item belongs to, such as the channel of a post
     "time": ("Time", "timestamp"),
     "rating": ("Rating", "rating"),
     "time_of_day": ("", ""),  # if the column of times has only dates
